@@ -1,0 +1,3 @@
+"""Measures, counts and reads what profiles and workloads hold."""
+
+DISTRIBUTION = "simgd"

@@ -1,0 +1,339 @@
+"""How fast it really is: costs that were measured, published, modelled or assumed, each with its source.
+
+A profile embeds the cluster that it speaks of and holds lists of entries; an entry says where its numbers come from,
+how weak they are (`origin`), and the relative half-width of their 90 % interval (`uncertainty`). Of two profiles the
+later one wins, entry by entry; `key` says what an entry is about.
+"""
+
+from typing import ClassVar, Literal
+
+from simgd.errors import ProfileError
+from simgd.files import Document, Value, check_not_negative, check_positive
+from simgd.topology import Cluster
+
+Origin = Literal["measured", "published", "modelled", "assumed"]
+
+#: From strong to weak. An answer is as weak as the weakest number that went into it.
+ORIGINS: tuple[Origin, ...] = ("measured", "published", "modelled", "assumed")
+
+Dtype = Literal["fp32", "tf32", "bf16"]
+
+CollectiveKind = Literal["all_reduce", "reduce_scatter", "all_gather", "broadcast"]
+
+
+def weakest(*origins: Origin) -> Origin:
+    """Return the weakest of the *origins*.
+
+    >>> weakest("measured", "modelled", "published")
+    'modelled'
+    """
+    return max(origins, key=ORIGINS.index, default="measured")
+
+
+class Entry(Value, frozen=True, kw_only=True):
+    """What every entry says of its numbers; `uncertainty` 0.25 means that 90 % of truths lie within +-25 %."""
+
+    origin: Origin
+    source: str
+    uncertainty: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.uncertainty < 1:
+            raise ProfileError(f"uncertainty is {self.uncertainty}; it must be from 0 up to 1")
+        self._check()
+
+    def _check(self) -> None:
+        """Raise ProfileError if a number of this entry is impossible."""
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What this entry is about; a later entry with the same key replaces it."""
+        return (type(self).__name__,)
+
+
+class StepTime(Entry, frozen=True, kw_only=True):
+    """Time of one training iteration on one device, without communication, of a published or measured workload."""
+
+    workload: str
+    batch: int
+    seconds: float
+    dtype: Dtype = "fp32"
+    tokens: int = 0
+
+    def _check(self) -> None:
+        check_positive(ProfileError, f"step of {self.workload!r}", batch=self.batch, seconds=self.seconds)
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        return (type(self).__name__, self.workload, self.batch, self.dtype, self.tokens)
+
+
+class LayerTimes(Entry, frozen=True, kw_only=True):
+    """Device seconds of each layer's forward or backward pass; `batch` 0 means that the batch is unknown."""
+
+    workload: str
+    batch: int
+    direction: Literal["forward", "backward"]
+    seconds: dict[str, float]
+    dtype: Dtype = "fp32"
+    tokens: int = 0
+
+    def _check(self) -> None:
+        where = f"{self.direction} times of {self.workload!r}"
+        check_not_negative(ProfileError, where, batch=self.batch, **self.seconds)
+        if not self.seconds:
+            raise ProfileError(f"{where}: no layer has a time")
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        return (type(self).__name__, self.workload, self.batch, self.direction, self.dtype, self.tokens)
+
+
+class Split(Entry, frozen=True, kw_only=True):
+    """Backward pass plus update take `backward_plus_update` times the forward pass."""
+
+    backward_plus_update: float
+
+    def _check(self) -> None:
+        check_positive(ProfileError, "split", backward_plus_update=self.backward_plus_update)
+
+
+class Efficiency(Entry, frozen=True, kw_only=True):
+    """The share of the roofline that a training step reaches where no published workload of the device tells it."""
+
+    value: float
+
+    def _check(self) -> None:
+        check_positive(ProfileError, "efficiency", value=self.value)
+
+
+class Host(Entry, frozen=True, kw_only=True):
+    """Seconds of host time to issue one forward or backward kernel, collective (with its hook), update or copy;
+    to return from a wait; and once an iteration (data, loss, loop)."""
+
+    forward_kernel: float
+    backward_kernel: float
+    collective: float
+    update: float
+    copy: float
+    wait: float
+    iteration: float
+
+    def _check(self) -> None:
+        numbers = {name: getattr(self, name) for name in self.__struct_fields__ if name not in Entry.__struct_fields__}
+        check_not_negative(ProfileError, "host", **numbers)
+
+
+class MemoryRate(Entry, frozen=True, kw_only=True):
+    """Bytes read plus written a second by updates and copies; `kernel` is the time of the smallest kernel."""
+
+    bytes_per_s: float
+    kernel: float
+
+    def _check(self) -> None:
+        check_positive(ProfileError, "memory", bytes_per_s=self.bytes_per_s)
+        check_not_negative(ProfileError, "memory", kernel=self.kernel)
+
+
+class Curve(Entry, frozen=True, kw_only=True):
+    """Measured seconds of one collective alone, by message size in bytes, on `ranks` ranks over `nodes` nodes."""
+
+    kind: CollectiveKind
+    ranks: int
+    nodes: int
+    points: tuple[tuple[float, float], ...]
+
+    def _check(self) -> None:
+        where = f"{self.kind} curve of {self.ranks} ranks"
+        check_positive(ProfileError, where, ranks=self.ranks, nodes=self.nodes)
+        if not self.points:
+            raise ProfileError(f"{where}: has no points")
+        for (size, time), (following, _) in zip(self.points, (*self.points[1:], (float("inf"), 0.0)), strict=True):
+            check_positive(ProfileError, where, size=size, seconds=time)
+            if not size < following:
+                raise ProfileError(f"{where}: sizes are out of order at {following:.0f} B")
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        return (type(self).__name__, self.kind, self.ranks, self.nodes)
+
+
+class Latency(Entry, frozen=True, kw_only=True):
+    """All-reduce as ``latency_s + nbytes * seconds_per_byte`` on `ranks` ranks over `nodes` nodes."""
+
+    kind: CollectiveKind
+    ranks: int
+    nodes: int
+    latency_s: float
+    seconds_per_byte: float
+
+    def _check(self) -> None:
+        where = f"{self.kind} line of {self.ranks} ranks"
+        check_positive(ProfileError, where, ranks=self.ranks, nodes=self.nodes, slope=self.seconds_per_byte)
+        check_not_negative(ProfileError, where, latency_s=self.latency_s)
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        return (type(self).__name__, self.kind, self.ranks, self.nodes)
+
+
+class LinkRate(Entry, frozen=True, kw_only=True):
+    """What a library reaches on one cable of a link kind, in one direction."""
+
+    kind: str
+    bytes_per_s: float
+
+    def _check(self) -> None:
+        check_positive(ProfileError, f"link {self.kind!r}", bytes_per_s=self.bytes_per_s)
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        return (type(self).__name__, self.kind)
+
+
+class PointToPoint(Entry, frozen=True, kw_only=True):
+    """One-way seconds of a message between two nodes, by its size in bytes (the first size may be 0)."""
+
+    points: tuple[tuple[float, float], ...]
+
+    def _check(self) -> None:
+        if len(self.points) < 2:
+            raise ProfileError("point-to-point times: needs two sizes or more")
+        for (size, time), (following, later) in zip(self.points, self.points[1:], strict=False):
+            check_positive(ProfileError, "point-to-point times", seconds=time, following=later)
+            if not 0 <= size < following < float("inf"):
+                raise ProfileError(f"point-to-point times: sizes are out of order at {following:.0f} B")
+
+
+class Protocol(Value, frozen=True, kw_only=True):
+    """One protocol of NCCL: latencies in microseconds as its tuning model has them, and its share of a link."""
+
+    name: str
+    base_ring_us: float
+    base_tree_us: float
+    hop_us: dict[str, tuple[float, float]]
+    efficiency: float
+    cap_bytes_per_s: float | None = None
+
+
+class Library(Entry, frozen=True, kw_only=True):
+    """The communication library: which algorithms it has, and the constants of its own cost model.
+
+    For `nccl`, `protocols` holds its tuning constants; `hop_us` gives (ring, tree) for the link kinds nvlink, pcie
+    and net. For `mpi`, costs follow from `PointToPoint` and `reduce_bytes_per_s`, the rate of adding two buffers.
+    """
+
+    name: Literal["nccl", "mpi"]
+    protocols: tuple[Protocol, ...] = ()
+    reduce_bytes_per_s: float = 0.0
+
+
+class Interference(Entry, frozen=True, kw_only=True):
+    """How many times slower compute runs beside communication, and communication beside compute.
+
+    `compute` says which compute: bound by matrix arithmetic or by memory; `path` the link kind that the communication
+    crosses.
+    """
+
+    compute: Literal["matrix", "memory"]
+    path: str
+    compute_factor: float
+    communication_factor: float
+
+    def _check(self) -> None:
+        for factor in (self.compute_factor, self.communication_factor):
+            if not 1 <= factor <= 100:
+                raise ProfileError(f"interference: factor {factor} must be from 1 to 100")
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        return (type(self).__name__, self.compute, self.path)
+
+
+class Execution(Entry, frozen=True, kw_only=True):
+    """How the software runs a schedule.
+
+    `merged` says that host, compute and update are one lane (a CPU rank); `wait_blocks_host` that an op which needs a
+    finished collective makes the host wait (MPI, gloo) instead of the device (NCCL); `in_flight` how many collectives
+    run at once; `run_ahead` how many iterations the host may be ahead of the compute lane; `progress` the share of its
+    speed that a collective keeps while the rank computes (1: a NIC or a GPU moves the data; less: the library needs
+    the CPU).
+    """
+
+    merged: bool = False
+    wait_blocks_host: bool = False
+    in_flight: int = 1
+    run_ahead: int = 1
+    progress: float = 1.0
+
+    def _check(self) -> None:
+        check_positive(ProfileError, "execution", in_flight=self.in_flight, run_ahead=self.run_ahead)
+        if not 0 < self.progress <= 1:
+            raise ProfileError(f"execution: progress is {self.progress}; it must be above 0 and at most 1")
+
+
+class Jitter(Entry, frozen=True, kw_only=True):
+    """Spread of compute times: of one rank's iterations and between ranks, each the sigma of a log-normal factor
+    whose median is 1."""
+
+    iteration_sigma: float = 0.0
+    rank_sigma: float = 0.0
+
+    def _check(self) -> None:
+        check_not_negative(
+            ProfileError, "jitter", iteration_sigma=self.iteration_sigma, rank_sigma=self.rank_sigma
+        )
+
+
+class MemoryOverhead(Entry, frozen=True, kw_only=True):
+    """Bytes of device memory that the framework and the communication library take for themselves."""
+
+    nbytes: float
+
+    def _check(self) -> None:
+        check_not_negative(ProfileError, "memory overhead", nbytes=self.nbytes)
+
+
+class Profile(Document, frozen=True, kw_only=True, tag="simgd profile"):
+    """Costs of one machine with its software; see the module's text."""
+
+    name: str
+    cluster: Cluster
+    description: str = ""
+    steps: tuple[StepTime, ...] = ()
+    layers: tuple[LayerTimes, ...] = ()
+    split: Split | None = None
+    efficiency: Efficiency | None = None
+    host: Host | None = None
+    memory: MemoryRate | None = None
+    curves: tuple[Curve, ...] = ()
+    lines: tuple[Latency, ...] = ()
+    links: tuple[LinkRate, ...] = ()
+    point_to_point: PointToPoint | None = None
+    library: Library | None = None
+    interference: tuple[Interference, ...] = ()
+    execution: Execution | None = None
+    jitter: Jitter | None = None
+    memory_overhead: MemoryOverhead | None = None
+
+    _lists: ClassVar[tuple[str, ...]] = ("steps", "layers", "curves", "lines", "links", "interference")
+
+    def updated(self, later: "Profile") -> "Profile":
+        """Return this profile with the entries of *later* added, which win where both speak of the same thing.
+
+        The cluster stays this profile's: what a later profile was measured on is the caller's to compare.
+        """
+        changes: dict[str, object] = {"name": f"{self.name} + {later.name}"}
+        for name in self.__struct_fields__:
+            mine, theirs = getattr(self, name), getattr(later, name)
+            if name in self._lists:
+                merged = {entry.key: entry for entry in (*mine, *theirs)}
+                changes[name] = tuple(merged.values())
+            elif isinstance(theirs, Entry):
+                changes[name] = theirs
+        return _replace(self, changes)
+
+
+def _replace(profile: Profile, changes: dict[str, object]) -> Profile:
+    values = {name: getattr(profile, name) for name in profile.__struct_fields__} | changes
+    return Profile(**values)

@@ -1,0 +1,137 @@
+"""Where the work is done: devices, switches and the links between them, as a graph; no software.
+
+A `Cluster` is one node's graph, repeated, with its NICs joined by a network. Rates are nominal ones, as data sheets
+state them; what a library reaches on them belongs to a profile. A link is listed once for a cable and stands for its
+two directions, each with the full bandwidth, unless `duplex` says "half".
+"""
+
+from typing import Literal
+
+from simgd.errors import ClusterError
+from simgd.files import Document, Value, check_distinct, check_not_negative, check_positive
+from simgd.units import Bytes, FlopRate, Rate, Seconds
+
+VertexKind = Literal["device", "nvswitch", "pcie_switch", "socket", "nic", "switch"]
+
+LinkKind = Literal["nvlink", "pcie", "socket", "infiniband", "ethernet", "memory"]
+
+
+class Device(Value, frozen=True, kw_only=True):
+    """A GPU or a CPU node as one device: peak arithmetic rates (dense), memory size and bandwidth, by its data sheet.
+
+    A missing rate is one that the device does not have (a P100 has no TF32).
+    """
+
+    name: str
+    kind: Literal["gpu", "cpu"]
+    memory: Bytes
+    memory_rate: Rate
+    fp32: FlopRate
+    tf32: FlopRate | None = None
+    bf16: FlopRate | None = None
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        rates = {name: rate for name in ("fp32", "tf32", "bf16") if (rate := getattr(self, name)) is not None}
+        check_positive(
+            ClusterError, f"device {self.name!r}", memory=self.memory, memory_rate=self.memory_rate, **rates
+        )
+
+
+class Link(Value, frozen=True, kw_only=True):
+    """`count` cables of one kind between two vertices: bandwidth of one cable in one direction, and its latency."""
+
+    ends: tuple[str, str]
+    kind: LinkKind
+    bandwidth: Rate
+    latency: Seconds = Seconds(0.0)
+    count: int = 1
+    duplex: Literal["full", "half"] = "full"
+
+    def __post_init__(self) -> None:
+        where = f"link {self.ends[0]}-{self.ends[1]}"
+        check_positive(ClusterError, where, bandwidth=self.bandwidth, count=self.count)
+        check_not_negative(ClusterError, where, latency=self.latency)
+        if self.ends[0] == self.ends[1]:
+            raise ClusterError(f"{where}: joins a vertex with itself")
+
+
+class Interconnect(Value, frozen=True, kw_only=True):
+    """What joins the NICs of all nodes: a fat tree without oversubscription, of switches with `ports` ports.
+
+    `bandwidth` is that of one NIC's cable in one direction; `latency` that of one cable with the switch behind it.
+    """
+
+    kind: Literal["infiniband", "ethernet"]
+    bandwidth: Rate
+    latency: Seconds
+    ports: int = 36
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        check_positive(ClusterError, "interconnect", bandwidth=self.bandwidth, ports=self.ports)
+        check_not_negative(ClusterError, "interconnect", latency=self.latency)
+
+
+class Cluster(Document, frozen=True, kw_only=True, tag="simgd cluster"):
+    """`nodes` equal nodes; `vertices` names what stands in a node, devices in the order of their numbers.
+
+    A cluster of CPU nodes has one device a node, and as many nodes as ranks are asked for.
+    """
+
+    name: str
+    device: Device
+    vertices: dict[str, VertexKind]
+    links: tuple[Link, ...] = ()
+    interconnect: Interconnect | None = None
+    nodes: int = 1
+    description: str = ""
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        where = f"cluster {self.name!r}"
+        check_positive(ClusterError, where, nodes=self.nodes)
+        if not self.devices:
+            raise ClusterError(f"{where}: has no vertex of kind 'device'")
+        seen: list[str] = []
+        for link in self.links:
+            for end in link.ends:
+                if end not in self.vertices:
+                    raise ClusterError(f"{where}: link {link.ends[0]}-{link.ends[1]}: {end!r} is not a vertex")
+            seen.append(f"{link.kind} {'-'.join(sorted(link.ends))}")
+        check_distinct(ClusterError, where, "link", seen)
+        self._check_connected(where)
+        if self.nodes > 1 and (self.interconnect is None or not self.nics):
+            raise ClusterError(f"{where}: has {self.nodes} nodes, but no nic and interconnect to join them")
+
+    def _check_connected(self, where: str) -> None:
+        near: dict[str, list[str]] = {name: [] for name in self.vertices}
+        for link in self.links:
+            a, b = link.ends
+            near[a].append(b)
+            near[b].append(a)
+        first = self.devices[0]
+        reached, left = {first}, [first]
+        while left:
+            for name in near[left.pop()]:
+                if name not in reached:
+                    reached.add(name)
+                    left.append(name)
+        for name in self.vertices:
+            if name not in reached:
+                raise ClusterError(f"{where}: no path from {first!r} to {name!r}; every vertex must be linked")
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """The devices of one node, in the order of their numbers."""
+        return tuple(name for name, kind in self.vertices.items() if kind == "device")
+
+    @property
+    def nics(self) -> tuple[str, ...]:
+        """The NICs of one node."""
+        return tuple(name for name, kind in self.vertices.items() if kind == "nic")
+
+    @property
+    def size(self) -> int:
+        """Number of devices in all nodes."""
+        return self.nodes * len(self.devices)
