@@ -24,7 +24,9 @@ Scalar = str | int | float | bool
 
 
 class Amount(Value, frozen=True, kw_only=True):
-    """``fixed + fixed_per_token*s + b*(per_sample + per_token*s + per_token2*s*s)``: b samples of s tokens.
+    """``fixed + fixed_per_token*s + fixed_per_token2*s*s + b*(per_sample + per_token*s + per_token2*s*s)``.
+
+    b is the number of samples, s that of tokens in each; a causal mask that all samples share grows as s*s alone.
 
     >>> Amount(fixed=10, per_sample=3).at(batch=4)
     22.0
@@ -32,6 +34,7 @@ class Amount(Value, frozen=True, kw_only=True):
 
     fixed: float = 0.0
     fixed_per_token: float = 0.0
+    fixed_per_token2: float = 0.0
     per_sample: float = 0.0
     per_token: float = 0.0
     per_token2: float = 0.0
@@ -44,7 +47,7 @@ class Amount(Value, frozen=True, kw_only=True):
 
     def at(self, batch: float, tokens: float = 0.0) -> float:
         """Return the amount for *batch* samples of *tokens* tokens each."""
-        once = self.fixed + self.fixed_per_token * tokens
+        once = self.fixed + self.fixed_per_token * tokens + self.fixed_per_token2 * tokens * tokens
         return once + batch * (self.per_sample + self.per_token * tokens + self.per_token2 * tokens * tokens)
 
 
