@@ -1,0 +1,593 @@
+"""What a machine's links offer to a collective: places of ranks, rings through them, and what limits those rings.
+
+Model
+    A ring is a directed Hamiltonian circuit through the devices; each of its hops takes its rate from one directed
+    link. The best set of rings is the one with the largest sum of rates that overloads no directed link; a ring may
+    take any part of a link (libraries split links into halves and quarters). Four GPUs that are linked pairwise have
+    12 directed links, a ring takes 4, so three rings' worth fit, and six rings of half a link reach it.
+    GPUs under NVSwitches reach each other at the rate of their own links into the switches.
+    Without a circuit of direct links the library falls back to one ring through the host (PCIe switches, sockets): in
+    a tree, visiting devices depth first crosses each edge once in each direction, and no ring can do with less.
+    Across nodes rings enter and leave a node through the NICs nearest to its devices: their rate is the smaller of
+    what a path through the node's devices reaches and of what flows from the devices to those NICs.
+
+What it leaves out
+    Trunks between NVSwitches and the fat tree between nodes are taken as non-blocking; a ring's entry is not bound to
+    the GPU beside its NIC; NVLink hops are not mixed with PCIe hops in one ring (its PCIe hops would limit it all the
+    same). Hosts that are joined in more than one way use their widest tree.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+from simgd.errors import ClusterError
+from simgd.topology import Cluster, Link, VertexKind
+
+#: A library's share of a link's nominal rate where no profile says it. NCCL's own tables (src/graph/topo.h) hold
+#: 18 of 20 GB/s (Pascal), 20 of 25 (Ampere), 20.6 of 25 (Hopper), 12 of 15.75 (PCIe 3) and 12 of 12.5 (100 Gb/s).
+NOMINAL_SHARE = 0.8
+
+#: Circuits that the search considers; dense graphs without a switch have (n-1)!, of which 8 devices have 5,040.
+MOST_CIRCUITS = 6000
+
+#: Steps of the walk that looks for circuits, so that a graph with few of them ends soon as well.
+MOST_STEPS = 200_000
+
+_EXACT = 1e-9
+
+
+class Place(NamedTuple):
+    """Where a rank runs: the number of its node, and of its device there."""
+
+    node: int
+    device: int
+
+
+class Ring(NamedTuple):
+    """One directed ring: the devices of a node by name, in order, and the bytes a second that it carries."""
+
+    devices: tuple[str, ...]
+    bytes_per_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fabric:
+    """What the links between some places offer to a collective.
+
+    `ring_bytes_per_s` is the sum over all rings of the rate of one hop: the bus bandwidth of an endless message.
+    `inside` is the kind of link inside a node and `path` the kind that limits the whole; `rings` lists the rings (or
+    paths from NIC to NIC) of one node. `port_bytes_per_s` is each device's rate into NVSwitches, 0 without them.
+    `hops` counts the hops of one turn of a ring by kind, "net" for those between nodes; `net_extra_s` is what a hop
+    between nodes takes beyond one switch in a fat tree of several levels. `assumed` names the kinds of links whose
+    usable rate nobody gave.
+    """
+
+    ranks: int
+    nodes: int
+    ring_bytes_per_s: float
+    inside_bytes_per_s: float
+    net_bytes_per_s: float
+    port_bytes_per_s: float
+    inside: str
+    path: str
+    rings: tuple[Ring, ...]
+    hops: tuple[tuple[str, int], ...]
+    net_extra_s: float
+    assumed: tuple[str, ...]
+
+
+def resized(cluster: Cluster, nodes: int) -> Cluster:
+    """Return *cluster* with another number of nodes.
+
+    Raises ClusterError if the nodes have nothing that joins them, or if *nodes* is not above 0.
+    """
+    fields = {name: getattr(cluster, name) for name in cluster.__struct_fields__}
+    return Cluster(**fields | {"nodes": nodes})
+
+
+def placement(cluster: Cluster, ranks: int, devices: Sequence[int] | None = None) -> tuple[Place, ...]:
+    """Return the place of each rank.
+
+    Ranks fill nodes in the order of device numbers; CPU clusters put one rank on a node and have as many nodes as
+    asked. *devices* lists device numbers, counted through all nodes, one for each rank.
+    """
+    if ranks < 1:
+        raise ClusterError(f"cluster {cluster.name!r}: {ranks} ranks; at least 1 is needed")
+    per_node = len(cluster.devices)
+    grows = cluster.device.kind == "cpu" and cluster.interconnect is not None and bool(cluster.nics)
+    if devices is None:
+        if grows:
+            return tuple(Place(rank, 0) for rank in range(ranks))
+        if ranks > cluster.size:
+            raise ClusterError(
+                f"cluster {cluster.name!r}: {ranks} ranks, but {cluster.size} devices; "
+                f"`--on {cluster.name}:{-(-ranks // per_node)}` has enough nodes"
+            )
+        return tuple(Place(*divmod(rank, per_node)) for rank in range(ranks))
+    if len(devices) != ranks:
+        raise ClusterError(f"cluster {cluster.name!r}: {ranks} ranks, but {len(devices)} devices are listed")
+    seen: set[int] = set()
+    for device in devices:
+        if device < 0 or (device >= cluster.size and not grows):
+            raise ClusterError(f"cluster {cluster.name!r}: device {device} is unknown; they are 0 to {cluster.size - 1}")
+        if device in seen:
+            raise ClusterError(f"cluster {cluster.name!r}: device {device} is listed twice")
+        seen.add(device)
+    return tuple(Place(*divmod(device, per_node)) for device in devices)
+
+
+def fabric(
+    cluster: Cluster,
+    places: Sequence[Place],
+    rates: Mapping[str, float] | None = None,
+    scale: Mapping[str, float] | None = None,
+) -> Fabric:
+    """Return what the links of *cluster* offer to a collective between *places*.
+
+    *rates* holds, by kind of link, what a library reaches in one direction of one cable, in bytes a second; of
+    cables of one kind with unlike nominal rates it speaks of the fastest, and the others reach the same share. Kinds
+    that are absent reach `NOMINAL_SHARE` of their nominal rate. *scale* multiplies the rates of kinds of links.
+    """
+    if not places:
+        raise ClusterError(f"cluster {cluster.name!r}: a collective needs at least one place")
+    rates, scale = rates or {}, scale or {}
+    usable, assumed = _usable(cluster, rates, scale)
+    names = cluster.devices
+    nodes: dict[int, list[str]] = {}
+    for place in places:
+        nodes.setdefault(place.node, []).append(names[place.device])
+    joined = len(nodes) > 1
+    vertices, links = tuple(cluster.vertices.items()), cluster.links
+    net, net_kind, extra = float("inf"), "", 0.0
+    if joined:
+        if cluster.interconnect is None or not cluster.nics:
+            raise ClusterError(f"cluster {cluster.name!r}: has no nic and interconnect to join its nodes")
+        net_kind = cluster.interconnect.kind
+        extra = _extra_switches(len(nodes), cluster.interconnect.ports) * float(cluster.interconnect.latency)
+    # most nodes hold the same devices: each different set is looked at once
+    groups = {tuple(sorted(group)): None for group in nodes.values()}
+    insides: list[_Inside] = []
+    gates: list[tuple[float, str]] = []
+    for group in groups:
+        gate = (float("inf"), "")
+        if joined:
+            gate = _gate(vertices, links, usable, group, cluster.nics, usable_net(cluster, rates, scale))
+            gates.append((gate[0], gate[1] or net_kind))
+        insides.append(_inside(vertices, links, usable, group, joined, gate[0]))
+    inside = min(insides, key=lambda found: found.bytes_per_s)
+    if joined:
+        net, net_kind = min(gates)
+        if cluster.interconnect is not None and cluster.interconnect.kind not in rates:
+            assumed = (*assumed, cluster.interconnect.kind)
+    used = {inside.kind} | ({net_kind} if joined else set())
+    path = inside.kind if not joined or inside.bytes_per_s < net else net_kind
+    if joined and cluster.interconnect is not None:
+        used.add(cluster.interconnect.kind)
+        path = cluster.interconnect.kind if inside.bytes_per_s >= net else path
+    between = len(nodes) if joined else 0
+    within = len(places) - len(nodes) if joined else (len(places) if len(places) > 1 else 0)
+    return Fabric(
+        ranks=len(places),
+        nodes=len(nodes),
+        ring_bytes_per_s=min(inside.bytes_per_s, net),
+        inside_bytes_per_s=inside.bytes_per_s,
+        net_bytes_per_s=net,
+        port_bytes_per_s=min(found.port_bytes_per_s for found in insides),
+        inside=inside.kind,
+        path=path,
+        rings=inside.rings,
+        hops=tuple((kind, count) for kind, count in ((inside.kind, within), ("net", between)) if count),
+        net_extra_s=extra,
+        assumed=tuple(kind for kind in assumed if kind in used or (inside.kind == "pcie" and kind == "socket")),
+    )
+
+
+def usable_net(cluster: Cluster, rates: Mapping[str, float], scale: Mapping[str, float]) -> float:
+    """Return what a library reaches on one NIC's cable in one direction, in bytes per second."""
+    assert cluster.interconnect is not None
+    kind = cluster.interconnect.kind
+    return rates.get(kind, NOMINAL_SHARE * float(cluster.interconnect.bandwidth)) * scale.get(kind, 1.0)
+
+
+def _extra_switches(nodes: int, ports: int) -> int:
+    """Return how many switches a message crosses beyond the first, in a fat tree of k levels for *nodes* nodes.
+
+    One switch joins `ports` nodes; a tree of k levels joins 2 (ports/2)^k, over 2k-1 switches.
+    """
+    levels, room = 1, ports
+    while room < nodes and levels < 8:
+        levels += 1
+        room = 2 * max(2, ports // 2) ** levels
+    return 2 * (levels - 1)
+
+
+def _usable(
+    cluster: Cluster, rates: Mapping[str, float], scale: Mapping[str, float]
+) -> tuple[tuple[float, ...], tuple[str, ...]]:
+    """Return the usable rate of each link (all its cables, one direction), and the kinds nobody gave a rate for."""
+    fastest: dict[str, float] = {}
+    for link in cluster.links:
+        fastest[link.kind] = max(fastest.get(link.kind, 0.0), link.bandwidth)
+    share = {
+        kind: (rates[kind] / nominal if kind in rates else NOMINAL_SHARE) * scale.get(kind, 1.0)
+        for kind, nominal in fastest.items()
+    }
+    return (
+        tuple(
+            float(link.bandwidth) * link.count * share[link.kind] * (0.5 if link.duplex == "half" else 1.0)
+            for link in cluster.links
+        ),
+        tuple(kind for kind in fastest if kind not in rates),
+    )
+
+
+class _Inside(NamedTuple):
+    bytes_per_s: float
+    kind: str
+    rings: tuple[Ring, ...]
+    port_bytes_per_s: float
+
+
+_Vertices = tuple[tuple[str, VertexKind], ...]
+
+
+@lru_cache(maxsize=512)
+def _inside(
+    vertices: _Vertices,
+    links: tuple[Link, ...],
+    usable: tuple[float, ...],
+    devices: tuple[str, ...],
+    through: bool,
+    enough: float,
+) -> _Inside:
+    """Return what rings reach inside a node, or (*through*) paths that enter and leave it."""
+    if len(devices) == 1:
+        kinds = [link.kind for link in links if devices[0] in link.ends]
+        kind = "nvlink" if "nvlink" in kinds else (kinds[0] if kinds else "memory")
+        return _Inside(float("inf"), kind, (), 0.0)
+    port = _port_rate(vertices, links, usable, devices)
+    capacity: dict[tuple[str, str], float] = {}
+    kind = "nvlink"
+    for link, rate in zip(links, usable, strict=True):
+        a, b = link.ends
+        if a in devices and b in devices:
+            kind = link.kind
+            capacity[a, b] = capacity.get((a, b), 0.0) + rate
+            capacity[b, a] = capacity.get((b, a), 0.0) + rate
+    rings: tuple[Ring, ...] = ()
+    if capacity:
+        rings = best_rings(devices, capacity, through=through, enough=max(0.0, enough - port))
+    direct = sum(ring.bytes_per_s for ring in rings)
+    if port > 0:
+        rings = (*rings, Ring(devices, port))
+        kind = "nvlink"
+    host, host_kind = _host_rate(vertices, links, usable, devices)
+    if direct + port > 0 and (direct + port >= host or kind == "nvlink"):
+        return _Inside(direct + port, kind, rings, port)
+    if host <= 0:
+        raise ClusterError(f"no way for a ring through {', '.join(devices)}: some have no path without other devices")
+    return _Inside(host, host_kind, (Ring(devices, host),), 0.0)
+
+
+def _port_rate(vertices: _Vertices, links: tuple[Link, ...], usable: tuple[float, ...], devices: tuple[str, ...]) -> float:
+    """Return the least rate of a device into NVSwitches that are joined with each other; 0 if they miss a device."""
+    switches = [name for name, kind in vertices if kind == "nvswitch"]
+    group = {name: name for name in switches}
+
+    def root(name: str) -> str:
+        while group[name] != name:
+            name = group[name]
+        return name
+
+    ports: dict[tuple[str, str], float] = {}
+    for link in links:
+        a, b = link.ends
+        if a in group and b in group:
+            group[root(a)] = root(b)
+    for link, rate in zip(links, usable, strict=True):
+        for device, switch in (link.ends, link.ends[::-1]):
+            if device in devices and switch in group:
+                at = (root(switch), device)
+                ports[at] = ports.get(at, 0.0) + rate
+    return sum(min(ports.get((name, device), 0.0) for device in devices) for name in switches if root(name) == name)
+
+
+def best_rings(
+    devices: Sequence[str],
+    capacity: Mapping[tuple[str, str], float],
+    *,
+    through: bool = False,
+    enough: float = float("inf"),
+) -> tuple[Ring, ...]:
+    """Return the directed rings through all *devices* with the largest sum of rates.
+
+    *capacity* gives each directed link's bytes per second. With *through* a ring may leave and enter anywhere (by a
+    NIC): paths instead of circuits. The search ends early at *enough*. No ring at all is an empty answer.
+
+    >>> square = {(a, b): 1.0 for a in "wxyz" for b in "wxyz" if a != b}
+    >>> sum(ring.bytes_per_s for ring in best_rings("wxyz", square))
+    3.0
+    """
+    points = list(devices)
+    edges = dict(capacity)
+    if through:
+        outside = "\0outside"
+        points.append(outside)
+        wide = sum(capacity.values())
+        for device in devices:
+            edges[device, outside] = edges[outside, device] = wide
+    index = {name: number for number, name in enumerate(points)}
+    top = max(capacity.values(), default=0.0)
+    if top <= 0 or len(points) < 2:
+        return ()
+    rows = [edge for edge, rate in edges.items() if rate > 0 and edge[0] in index and edge[1] in index]
+    number = {(index[a], index[b]): row for row, (a, b) in enumerate(rows)}
+    limits = [edges[edge] / top for edge in rows]
+    circuits = _circuits(len(points), number)
+    if not circuits:
+        return ()
+    # what leaves and enters the scarcest device bounds all rings
+    bound = min(
+        min(
+            sum(limit for (a, _), limit in zip(rows, limits, strict=True) if a == name),
+            sum(limit for (_, b), limit in zip(rows, limits, strict=True) if b == name),
+        )
+        for name in points
+    )
+    columns = [tuple(number[a, b] for a, b in zip(circuit, (*circuit[1:], circuit[0]), strict=True)) for circuit in circuits]
+    shares = _pack(columns, limits, min(bound, enough / top))
+    rings = []
+    for column, share in shares:
+        names = tuple(points[at] for at in circuits[column])
+        if through:
+            start = names.index("\0outside")
+            names = names[start + 1 :] + names[:start]
+        rings.append(Ring(names, float(f"{share * top:.12g}")))
+    return tuple(rings)
+
+
+def _circuits(points: int, edges: Iterable[tuple[int, int]]) -> list[tuple[int, ...]]:
+    """Return the directed Hamiltonian circuits from point 0, at most `MOST_CIRCUITS` of them."""
+    near: list[list[int]] = [[] for _ in range(points)]
+    for a, b in edges:
+        near[a].append(b)
+    found: list[tuple[int, ...]] = []
+    steps = 0
+    path, visited = [0], 1
+    choices = [iter(near[0])]
+    while choices and steps < MOST_STEPS and len(found) < MOST_CIRCUITS:
+        steps += 1
+        following = next(choices[-1], None)
+        if following is None:
+            choices.pop()
+            visited &= ~(1 << path.pop())
+        elif not visited >> following & 1:
+            if len(path) == points - 1:
+                if 0 in near[following]:
+                    found.append((*path, following))
+            else:
+                path.append(following)
+                visited |= 1 << following
+                choices.append(iter(near[following]))
+    return found
+
+
+def _pack(columns: Sequence[tuple[int, ...]], limits: Sequence[float], enough: float) -> list[tuple[int, float]]:
+    """Return the columns, with their shares, whose shares have the largest sum: a linear program.
+
+    maximise sum x_c, with the sum of x_c over the columns through row r at most limits[r], x >= 0: the revised simplex
+    method, since there are few rows and many columns of few entries. Starts from all slack; Bland's rule ends cycles.
+    """
+    rows = len(limits)
+    inverse = [[1.0 if row == at else 0.0 for at in range(rows)] for row in range(rows)]
+    basis: list[int] = [-1 - row for row in range(rows)]  # -1-r is the slack of row r
+    value = list(limits)
+    duals = [0.0] * rows
+    for step in range(20 * rows + 200):
+        if sum(x for name, x in zip(basis, value, strict=True) if name >= 0) >= enough * (1 - 1e-12):
+            break
+        entering, column = _entering(columns, duals, bland=step > 10 * rows)
+        if column is None:
+            break
+        direction = [sum(line[row] for row in column) if entering >= 0 else line[column[0]] for line in inverse]
+        leaving, least = -1, float("inf")
+        for row in range(rows):
+            if direction[row] > _EXACT:
+                ratio = value[row] / direction[row]
+                if ratio < least - 1e-12 or (ratio <= least + 1e-12 and (leaving < 0 or basis[row] < basis[leaving])):
+                    leaving, least = row, min(ratio, least)
+        if leaving < 0:
+            break
+        least = max(0.0, value[leaving] / direction[leaving])
+        pivot = inverse[leaving]
+        scale = 1.0 / direction[leaving]
+        pivot = inverse[leaving] = [entry * scale for entry in pivot]
+        for row in range(rows):
+            factor = direction[row]
+            if row != leaving and factor:
+                inverse[row] = [a - factor * b for a, b in zip(inverse[row], pivot, strict=True)]
+                value[row] = max(0.0, value[row] - factor * least)
+        value[leaving] = least
+        basis[leaving] = entering
+        duals = [sum(inverse[row][at] for row in range(rows) if basis[row] >= 0) for at in range(rows)]
+    return [(name, x) for name, x in sorted(zip(basis, value, strict=True)) if name >= 0 and x > _EXACT]
+
+
+def _entering(
+    columns: Sequence[tuple[int, ...]], duals: Sequence[float], *, bland: bool
+) -> tuple[int, tuple[int, ...] | None]:
+    """Return the column (or slack) whose share should grow, with its rows; None if none does."""
+    best, chosen = _EXACT, None
+    for row, dual in enumerate(duals):
+        if -dual > best:
+            best, chosen = -dual, -1 - row
+            if bland:
+                return chosen, (row,)
+    for name, column in enumerate(columns):
+        gain = 1.0
+        for row in column:
+            gain -= duals[row]
+        if gain > best:
+            best, chosen = gain, name
+            if bland or gain > 0.5:
+                break
+    if chosen is None:
+        return 0, None
+    return chosen, columns[chosen] if chosen >= 0 else (-1 - chosen,)
+
+
+def _host_tree(
+    vertices: _Vertices, links: tuple[Link, ...], usable: tuple[float, ...], keep: tuple[str, ...]
+) -> dict[str, list[tuple[str, float, str]]]:
+    """Return the widest spanning tree of the host's graph: everything but NVSwitches and links between devices.
+
+    Devices beside *keep* do not pass traffic on; they hang in the tree as leaves and are never crossed.
+    """
+    kinds = dict(vertices)
+    group = {name: name for name in kinds}
+
+    def root(name: str) -> str:
+        while group[name] != name:
+            group[name] = group[group[name]]
+            name = group[name]
+        return name
+
+    tree: dict[str, list[tuple[str, float, str]]] = {name: [] for name in kinds}
+    order = sorted(range(len(links)), key=lambda at: (-usable[at], links[at].latency))
+    taken: set[str] = set()
+    for leaf in (False, True):  # devices are joined last, each by its widest link, so that none is crossed
+        for at in order:
+            a, b = links[at].ends
+            devices = [end for end in (a, b) if kinds[end] == "device"]
+            if len(devices) == 2 or "nvswitch" in (kinds[a], kinds[b]) or bool(devices) != leaf:
+                continue
+            if leaf and devices[0] in taken:
+                continue
+            if root(a) != root(b):
+                group[root(a)] = root(b)
+                taken.update(devices)
+                for one, other in ((a, b), (b, a)):
+                    tree[one].append((other, usable[at], links[at].kind))
+    return tree
+
+
+def _host_rate(
+    vertices: _Vertices, links: tuple[Link, ...], usable: tuple[float, ...], devices: tuple[str, ...]
+) -> tuple[float, str]:
+    """Return the rate of one ring through the host, and the kind of link that most of it crosses ("pcie").
+
+    Every edge of the tree that has wanted devices on both sides is crossed once in each direction.
+    """
+    tree = _host_tree(vertices, links, usable, devices)
+    least, wanted = float("inf"), set(devices)
+    kinds: list[str] = []
+    seen: set[str] = set()
+
+    def below(name: str, parent: str) -> int:
+        nonlocal least
+        seen.add(name)
+        count = int(name in wanted)
+        for other, rate, kind in tree[name]:
+            if other == parent:
+                continue
+            under = below(other, name)
+            if 0 < under < len(wanted):
+                least = min(least, rate)
+                kinds.append(kind)
+            count += under
+        return count
+
+    if below(devices[0], "") < len(wanted):
+        return 0.0, ""
+    kind = "pcie" if "pcie" in kinds else kinds[0]
+    return least, kind
+
+
+@lru_cache(maxsize=512)
+def _gate(
+    vertices: _Vertices,
+    links: tuple[Link, ...],
+    usable: tuple[float, ...],
+    devices: tuple[str, ...],
+    nics: tuple[str, ...],
+    nic_bytes_per_s: float,
+) -> tuple[float, str]:
+    """Return the rate at which *devices* together reach the NICs nearest to them, and what limits it.
+
+    The maximum flow from the devices to those NICs through the host's graph; the limit's kind is "" if the NICs are it.
+    """
+    kinds = dict(vertices)
+    near: dict[str, list[str]] = {name: [] for name in kinds}
+    for link in links:
+        a, b = link.ends
+        if not (kinds[a] == "device" and kinds[b] == "device") and "nvswitch" not in (kinds[a], kinds[b]):
+            near[a].append(b)
+            near[b].append(a)
+    used: dict[str, None] = {}
+    for device in devices:
+        used.update(dict.fromkeys(_nearest(near, kinds, device, nics)))
+    if not used:
+        raise ClusterError(f"no path from {', '.join(devices)} to a nic without other devices between")
+    flow: dict[str, dict[str, float]] = {}
+
+    def join(a: str, b: str, rate: float) -> None:
+        flow.setdefault(a, {})[b] = flow.get(a, {}).get(b, 0.0) + rate
+        flow.setdefault(b, {}).setdefault(a, 0.0)
+
+    for link, rate in zip(links, usable, strict=True):
+        for a, b in (link.ends, link.ends[::-1]):
+            outside = kinds[a] == "device" and a not in devices
+            if b in near[a] and not outside and kinds[b] != "device" and kinds[a] != "nic":
+                join(a, b, rate)
+    for device in devices:
+        join("\0from", device, float("inf"))
+    for nic in used:
+        join(nic, "\0to", nic_bytes_per_s)
+    total = _maximum_flow(flow)
+    return (total, "" if total >= nic_bytes_per_s * len(used) * (1 - 1e-9) else "pcie")
+
+
+def _nearest(near: Mapping[str, list[str]], kinds: Mapping[str, str], device: str, nics: tuple[str, ...]) -> list[str]:
+    """Return the NICs with the fewest hops from *device*, without passing other devices."""
+    reached, front = {device}, [device]
+    while front:
+        found = [name for name in front if name in nics]
+        if found:
+            return found
+        following: list[str] = []
+        for name in front:
+            for other in near[name]:
+                if other not in reached and kinds[other] != "device":
+                    reached.add(other)
+                    following.append(other)
+        front = following
+    return []
+
+
+def _maximum_flow(flow: dict[str, dict[str, float]]) -> float:
+    """Return the largest flow from "\\0from" to "\\0to" (Edmonds and Karp); *flow* is used up."""
+    total = 0.0
+    while True:
+        came = {"\0from": ""}
+        front = ["\0from"]
+        while front and "\0to" not in came:
+            following: list[str] = []
+            for a in front:
+                for b, rate in flow[a].items():
+                    if rate > 1e-6 and b not in came:
+                        came[b] = a
+                        following.append(b)
+            front = following
+        if "\0to" not in came:
+            return total
+        path = ["\0to"]
+        while path[-1] != "\0from":
+            path.append(came[path[-1]])
+        steps = list(zip(path[1:], path, strict=False))
+        least = min(flow[a][b] for a, b in steps)
+        for a, b in steps:
+            flow[a][b] -= least
+            flow[b][a] += least
+        total += least

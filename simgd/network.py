@@ -1,0 +1,307 @@
+"""What a collective demands of the network: its time alone, and which resources it shares.
+
+Precedence, from strong to weak
+    1. A curve measured for the same kind, ranks and nodes: model x g, where g = measured / model is linear in log bytes
+       between the points and held beyond the ends (marked `extrapolated` there).
+    2. A line a + b S for the same kind, ranks and nodes, likewise as a ratio to the model.
+    3. Curves for other numbers of ranks on as many nodes (or with one rank on each node): g linear in log ranks,
+       held beyond the ends; marked.
+    4. For reduce-scatter and all-gather, the g of the all-reduce (the same rings serve both, so that schedules that
+       differ in kind stay comparable); marked.
+    5. The model (`collectives` on what `fabrics` finds) with the profile's rates: origin "modelled".
+    6. The model with rates taken as a share of nominal ones: origin "assumed".
+    g multiplies latency and volume alike, so that a what-if that scales a kind of link (`link_scale`) acts on
+    measured collectives as on modelled ones: the model's ratio times what was measured.
+
+What it leaves out
+    Sharing link by link: all collectives of a job share one resource, "network". Traffic of other jobs.
+"""
+
+import math
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from simgd import collectives, fabrics
+from simgd.collectives import Cost
+from simgd.errors import ClusterError, ProfileError
+from simgd.profile import CollectiveKind, Curve, Latency, Origin, Profile, weakest
+from simgd.topology import Cluster
+
+#: 90 % interval of the model against published curves of other machines: NCCL's own model is no better than this.
+MODEL_UNCERTAINTY = 0.25
+
+#: And where even link rates are taken as a share of nominal ones.
+ASSUMED_UNCERTAINTY = 0.5
+
+#: Software's part of a message where no profile says it: one-way times of small messages in MPI over InfiniBand are
+#: 1.3-1.8 us (the tables of the shipped profiles), most of it software.
+ASSUMED_LATENCY_S = 1.5e-6
+
+#: Latency of a step of a collective among GPUs where no library is known: NCCL's Simple protocol, tuning.cc.
+ASSUMED_STEP_S = 5.7e-6
+
+
+class Call(NamedTuple):
+    """A collective: its kind, the bytes of the whole buffer, and the ranks, in device order or on *devices*."""
+
+    kind: CollectiveKind
+    nbytes: int
+    ranks: int
+    devices: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demand:
+    """What a collective asks of the network.
+
+    `solo_s` is its time alone, `latency_s` the part of it that no bandwidth shortens; `use` the share of each
+    resource that it takes while it moves data. `path` is the kind of link that limits it, by which interference is
+    looked up. `extrapolated` says that a measured cost was used beyond what was measured.
+    """
+
+    latency_s: float
+    solo_s: float
+    use: Mapping[str, float]
+    algorithm: str
+    origin: Origin
+    uncertainty: float
+    extrapolated: bool
+    path: str
+
+
+_WHOLE_NETWORK: Mapping[str, float] = {"network": 1.0}
+
+_Model = Callable[[float], Cost]
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """All that demands of one kind on one set of places have in common."""
+
+    model: _Model
+    base: _Model
+    correction: Callable[[float], "_Ratio"] | None
+    origin: Origin
+    uncertainty: float
+    path: str
+
+
+class _Ratio(NamedTuple):
+    factor: float
+    origin: Origin
+    uncertainty: float
+    extrapolated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """The network of *cluster* with the costs of *profile*; `link_scale` makes kinds of links faster or slower.
+
+    A CPU cluster has as many nodes as ranks are asked for; see `fabrics.placement`.
+    """
+
+    cluster: Cluster
+    profile: Profile
+    link_scale: Mapping[str, float] = field(default_factory=dict)
+    _demands: dict[Call, Demand] = field(default_factory=dict, repr=False, compare=False)
+    _prepared: dict[tuple[CollectiveKind, int, tuple[int, ...] | None], _Prepared] = field(
+        default_factory=dict, repr=False, compare=False
+    )
+    _fabrics: dict[tuple[int, tuple[int, ...] | None, bool], fabrics.Fabric] = field(
+        default_factory=dict, repr=False, compare=False
+    )
+
+    def __post_init__(self) -> None:
+        for kind, factor in self.link_scale.items():
+            if not 0 < factor < math.inf:
+                raise ClusterError(f"cluster {self.cluster.name!r}: link {kind!r} cannot be made {factor} times as fast")
+
+    def demand(self, call: Call) -> Demand:
+        """Return what *call* asks of the network.
+
+        Raises ClusterError for ranks that the cluster has no place for, ProfileError for a message below 0 bytes.
+        """
+        found = self._demands.get(call)
+        if found is None:
+            found = self._demands[call] = self._demand(call)
+        return found
+
+    def seconds(self, kind: CollectiveKind, nbytes: int, ranks: int) -> float:
+        """Return the time of a collective alone."""
+        return self.demand(Call(kind, nbytes, ranks)).solo_s
+
+    def fabric(self, ranks: int, devices: tuple[int, ...] | None = None) -> fabrics.Fabric:
+        """Return what the links between the places of *ranks* offer, with this network's `link_scale`."""
+        return self._fabric(ranks, devices, scaled=True)
+
+    def _fabric(self, ranks: int, devices: tuple[int, ...] | None, *, scaled: bool) -> fabrics.Fabric:
+        key = (ranks, devices, scaled and bool(self.link_scale))
+        found = self._fabrics.get(key)
+        if found is None:
+            rates = {entry.kind: entry.bytes_per_s for entry in self.profile.links}
+            places = fabrics.placement(self.cluster, ranks, devices)
+            found = fabrics.fabric(self.cluster, places, rates, self.link_scale if scaled else None)
+            self._fabrics[key] = found
+        return found
+
+    def _demand(self, call: Call) -> Demand:
+        kind, nbytes, ranks, devices = call
+        if nbytes < 0:
+            raise ProfileError(f"{kind} of {nbytes} bytes: a message has 0 bytes or more")
+        prepared = self._prepared.get((kind, ranks, devices))
+        if prepared is None:
+            prepared = self._prepared[kind, ranks, devices] = self._prepare(kind, ranks, devices)
+        cost = prepared.model(nbytes)
+        ratio = prepared.correction(nbytes) if prepared.correction is not None else None
+        if ratio is None:
+            ratio = _Ratio(1.0, prepared.origin, prepared.uncertainty, False)
+        return Demand(
+            latency_s=cost.latency_s * ratio.factor,
+            solo_s=cost.seconds * ratio.factor,
+            use=_WHOLE_NETWORK,
+            algorithm=cost.algorithm,
+            origin=ratio.origin,
+            uncertainty=ratio.uncertainty,
+            extrapolated=ratio.extrapolated,
+            path=prepared.path,
+        )
+
+    def _prepare(self, kind: CollectiveKind, ranks: int, devices: tuple[int, ...] | None) -> _Prepared:
+        fabric = self._fabric(ranks, devices, scaled=True)
+        if ranks == 1:
+            return _Prepared(_nothing, _nothing, None, "modelled", 0.0, fabric.path)
+        model, origin = self._model(kind, ranks, devices, scaled=True)
+        base = self._model(kind, ranks, devices, scaled=False)[0] if self.link_scale else model
+        uncertainty = MODEL_UNCERTAINTY if origin == "modelled" else ASSUMED_UNCERTAINTY
+        prepared = _Prepared(model, base, None, origin, uncertainty, fabric.path)
+        # a measured curve speaks of the library's own choice of devices, not of any that a user picks
+        if devices is None or devices == tuple(range(ranks)):
+            correction = self._correction(kind, ranks, fabric.nodes, base)
+            return _Prepared(model, base, correction, origin, uncertainty, fabric.path)
+        return prepared
+
+    def _model(
+        self, kind: CollectiveKind, ranks: int, devices: tuple[int, ...] | None, *, scaled: bool
+    ) -> tuple[_Model, Origin]:
+        """Return the model's cost by message size, and its origin."""
+        fabric = self._fabric(ranks, devices, scaled=scaled)
+        library, table = self.profile.library, self.profile.point_to_point
+        origin: Origin = "assumed" if fabric.assumed else "modelled"
+        gpu = self.cluster.device.kind == "gpu"
+        if library is not None and library.name == "nccl" or library is None and gpu:
+            candidates: tuple[collectives.Candidate, ...] = ()
+            if library is not None and library.protocols:
+                candidates = collectives.nccl_candidates(kind, fabric, library.protocols)
+                origin = weakest(origin, "modelled", library.origin)
+            if not candidates:
+                origin = "assumed"
+                steps = (2 if kind == "all_reduce" else 1) * (ranks - 1)
+                slope = collectives.bus_share(kind, ranks) / fabric.ring_bytes_per_s
+                candidates = (collectives.Candidate("ring", steps * ASSUMED_STEP_S, slope),)
+            return (lambda nbytes: collectives.cheapest(candidates, nbytes)), origin
+        reduce_rate = library.reduce_bytes_per_s if library is not None else 0.0
+        scale = self.link_scale.get(self.cluster.interconnect.kind, 1.0) if scaled and self.cluster.interconnect else 1.0
+        if table is not None:
+            first = table.points[0][1]
+            points = [(size, first + (time - first) / scale) for size, time in table.points]
+            origin = weakest("modelled", table.origin, library.origin if library is not None else "assumed")
+        else:
+            origin = "assumed"
+            start = ASSUMED_LATENCY_S + (2 * float(self.cluster.interconnect.latency) if self.cluster.interconnect else 0.0)
+            points = [(0.0, start), (1e9, start + 1e9 / min(fabric.ring_bytes_per_s, 1e12))]
+        extra = fabric.net_extra_s
+        return (lambda nbytes: collectives.mpi(kind, ranks, nbytes, points, reduce_rate, extra)), origin
+
+    def _correction(
+        self, kind: CollectiveKind, ranks: int, nodes: int, base: _Model
+    ) -> Callable[[float], _Ratio] | None:
+        """Return measured / modelled by message size, from the strongest entry that the profile has; see above."""
+        for entry in self.profile.curves:
+            if (entry.kind, entry.ranks, entry.nodes) == (kind, ranks, nodes):
+                return _curve_ratio(entry, base)
+        for line in self.profile.lines:
+            if (line.kind, line.ranks, line.nodes) == (kind, ranks, nodes):
+                return _line_ratio(line, base)
+        others = sorted(
+            (
+                entry
+                for entry in self.profile.curves
+                if entry.kind == kind and entry.ranks > 1 and (entry.nodes == nodes or _one_a_node(entry, ranks, nodes))
+            ),
+            key=lambda entry: entry.ranks,
+        )
+        if others:
+            ratios = []
+            for entry in others:
+                grown = self if entry.ranks <= self.cluster.size or entry.nodes == entry.ranks else None
+                if grown is not None:
+                    ratios.append((entry.ranks, _curve_ratio(entry, self._model(kind, entry.ranks, None, scaled=False)[0])))
+            if ratios:
+                return _between_ranks(ratios, ranks)
+        if kind in ("reduce_scatter", "all_gather"):
+            same = self._correction(
+                "all_reduce", ranks, nodes, self._model("all_reduce", ranks, None, scaled=False)[0]
+            )
+            if same is not None:
+                return lambda nbytes: _weaker(same(nbytes))
+        return None
+
+
+def _one_a_node(entry: Curve, ranks: int, nodes: int) -> bool:
+    return ranks == nodes and entry.ranks == entry.nodes
+
+
+def _nothing(nbytes: float) -> Cost:
+    """The cost of a collective of one rank."""
+    return Cost(0.0, 0.0, "none")
+
+
+def _curve_ratio(curve: Curve, base: _Model) -> Callable[[float], _Ratio]:
+    """Return g: linear in log bytes between the points of *curve*, held beyond them."""
+    sizes = [math.log(size) for size, _ in curve.points]
+    ratios = [time / base(size).seconds for size, time in curve.points]
+    least, most = curve.points[0][0], curve.points[-1][0]
+
+    def ratio(nbytes: float) -> _Ratio:
+        if nbytes <= least or nbytes >= most:
+            held = ratios[0] if nbytes <= least else ratios[-1]
+            outside = not least <= nbytes <= most
+            return _Ratio(held, curve.origin, curve.uncertainty, outside)
+        at = math.log(nbytes)
+        place = bisect_right(sizes, at)
+        share = (at - sizes[place - 1]) / (sizes[place] - sizes[place - 1])
+        factor = ratios[place - 1] + share * (ratios[place] - ratios[place - 1])
+        return _Ratio(factor, curve.origin, curve.uncertainty, False)
+
+    return ratio
+
+
+def _line_ratio(line: Latency, base: _Model) -> Callable[[float], _Ratio]:
+    def ratio(nbytes: float) -> _Ratio:
+        factor = (line.latency_s + nbytes * line.seconds_per_byte) / base(nbytes).seconds
+        return _Ratio(factor, line.origin, line.uncertainty, False)
+
+    return ratio
+
+
+def _between_ranks(
+    ratios: Sequence[tuple[int, Callable[[float], _Ratio]]], ranks: int
+) -> Callable[[float], _Ratio]:
+    """Return g for a number of ranks without a curve: linear in log ranks between its neighbours, held beyond."""
+    above = next((place for place, (count, _) in enumerate(ratios) if count > ranks), len(ratios))
+    low, high = ratios[max(0, above - 1)], ratios[min(above, len(ratios) - 1)]
+    share = 0.0 if low[0] == high[0] else math.log(ranks / low[0]) / math.log(high[0] / low[0])
+
+    def ratio(nbytes: float) -> _Ratio:
+        a, b = low[1](nbytes), high[1](nbytes)
+        factor = a.factor + share * (b.factor - a.factor)
+        return _weaker(_Ratio(factor, weakest(a.origin, b.origin), max(a.uncertainty, b.uncertainty), True))
+
+    return ratio
+
+
+def _weaker(ratio: _Ratio) -> _Ratio:
+    """Mark a ratio that was taken from another number of ranks or another kind of collective."""
+    return _Ratio(ratio.factor, weakest(ratio.origin, "modelled"), max(ratio.uncertainty, MODEL_UNCERTAINTY), True)

@@ -1,0 +1,612 @@
+"""Runs a schedule on a machine's costs, as SimPy processes: one for each lane of each rank.
+
+Model
+    - The host issues the ops of an iteration one after the other, in list order; a lane starts an op when it is
+      issued, the op before it on the lane has ended, and its dependencies have. Issuing iteration i + run_ahead
+      starts when the last op of iteration i on the compute lane has ended.
+    - On a merged rank (a CPU) the host runs compute and updates itself. Where waits block the host, it does not issue
+      an op that needs a collective before that has ended.
+    - A collective holds a rank's lane from that rank's start; data move from the last rank's start, and it ends on all
+      ranks together. Its latency claims no bandwidth; then, with several in flight, they share resources fairly.
+    - While data move, local ops run `slowed` times slower, and the data move slower by the product of `slows` of the
+      ops that run, on the rank where that is largest. Work that is left is exact; ends round up to 1 ps.
+    - Ranks that are alike are simulated once. The state of all lanes is noted at the end of each iteration's compute;
+      when it comes back, everything after repeats, and the period is exact.
+    - After the last iteration the delayed updates that are still owed run in order.
+
+Known not to hold
+    Ops of one lane never overlap (two kernels on one stream do, at their ends). A host that waits spins and slows
+    nobody. Resources are shared by max-min fairness at once, not by congestion control.
+"""
+
+import math
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import simpy
+
+from simgd.errors import ScheduleError
+from simgd.schedule import Communicate, Dep, Schedule, Update, waits_for
+from simgd.sharing import fair_rates
+from simgd.soundness import Derived
+from simgd.timing import ONE, Timing
+from simgd.trace import Trace
+
+#: Slow-down of local compute, by iteration and rank.
+Slowdowns = Sequence[Sequence[float]]
+
+_Steps = Generator[simpy.Event, Any, None]
+
+#: Give up looking for a repeated state after so many iterations.
+STEADY_LIMIT = 400
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Steady:
+    """The steady state: `period_ps` is exact if `repeats`, over a cycle of `iterations` that begins after `warm_up`.
+
+    `host_stall_ps` is the part of a period in which the compute lane waits only for the host to issue.
+    """
+
+    period_ps: Fraction
+    repeats: bool
+    iterations: int
+    warm_up: int
+    host_stall_ps: Fraction
+
+
+class Program:
+    """A schedule and its costs as arrays by op number; what all ranks share."""
+
+    def __init__(self, schedule: Schedule, derived: Derived, timing: Timing) -> None:
+        self.schedule = schedule
+        self.timing = timing
+        ops = schedule.ops
+        number = {op.name: k for k, op in enumerate(ops)}
+        self.size = len(ops)
+        self.every = [op.every for op in ops]
+        self.phase = [op.phase for op in ops]
+        self.static = all(every == 1 for every in self.every)
+        local = ("compute", "update")
+        self.lane = ["host" if timing.merged and op.lane in local else op.lane for op in ops]
+        self.collective = [isinstance(op.work, Communicate) for op in ops]
+
+        def numbered(deps: Sequence[Dep]) -> list[tuple[int, int]]:
+            return [(number[dep.op], dep.lag) for dep in deps]
+
+        self.deps = [numbered((*derived.dependencies[op.name], *waits_for(op.work))) for op in ops]
+        # An update is skipped while the gradient that it would apply does not exist.
+        self.age = [
+            max((lag for dep, lag in self.deps[k] if self.collective[dep]), default=0)
+            if isinstance(op.work, Update)
+            else 0
+            for k, op in enumerate(ops)
+        ]
+        self.owed = max(self.age)
+        # What the host waits for before it issues an op
+        self.blocks = [
+            [(dep, lag) for dep, lag in self.deps[k] if self.collective[dep]]
+            if timing.wait_blocks_host and self.lane[k] != "host"
+            else []
+            for k in range(self.size)
+        ]
+        self.last_compute = max(k for k, op in enumerate(ops) if op.lane == "compute")
+        times = [timing.ops[op.name] for op in ops]
+        self.issue = [time.issue_ps for time in times]
+        self.run = [time.run_ps for time in times]
+        self.latency = [min(time.latency_ps, time.run_ps) for time in times]
+        self.use = [time.use for time in times]
+        self.slowed = [time.slowed for time in times]
+        self.slows = [time.slows for time in times]
+        self.interferes = timing.interferes
+        self.lanes = list(dict.fromkeys(lane for lane in self.lane if lane != "host"))
+        self.of_lane = {lane: [k for k in range(self.size) if self.lane[k] == lane] for lane in self.lanes}
+        self.unit = self._unit()
+
+    def _unit(self) -> int:
+        """Return the number of parts into which a picosecond of work is cut, so that all rates are whole."""
+        numerators = {factor.numerator for factor in self.slowed}
+        per_lane: dict[str, set[int]] = {}
+        for k, factor in enumerate(self.slows):
+            per_lane.setdefault(self.lane[k], set()).add(factor.numerator)
+        together = math.prod(math.lcm(*found) for found in per_lane.values())
+        return math.lcm(*numerators, together) * math.lcm(*range(1, self.timing.in_flight + 1))
+
+    def exists(self, k: int, iteration: int, iterations: int) -> bool:
+        """Say whether op *k* has an instance in *iteration*: after the last of *iterations* only owed updates do."""
+        if iteration % self.every[k] != self.phase[k]:
+            return False
+        return iteration < iterations or 0 <= iteration - self.age[k] < iterations and self.age[k] > 0
+
+    def awaited(self, dep: int, lag: int, iteration: int, iterations: int) -> int:
+        """Return which instance of *dep* a dependency of *iteration* with *lag* means; below 0 none."""
+        wanted = iteration - lag
+        if not self.static:
+            wanted -= (wanted - self.phase[dep]) % self.every[dep]
+        if wanted >= iterations and not self.exists(dep, wanted, iterations):
+            return -1
+        return wanted
+
+
+class _Rank:
+    """One rank, or all ranks that are alike: what it has issued and ended."""
+
+    def __init__(self, machine: "_Machine", index: int) -> None:
+        program = machine.program
+        self.machine = machine
+        self.index = index
+        self.done = [0] * program.size
+        self.waiting: dict[tuple[int, int], simpy.Event] = {}
+        self.issued: list[int] = []
+        self.unissued: list[simpy.Event] = []
+        self.issue_end = 0
+        self.place = dict.fromkeys(program.lanes, 0)
+        self.due: dict[str, int] = {}
+        self.running: dict[str, int] = {}
+        self.runner: dict[str, simpy.Process] = {}
+        self.host_stall_ps = 0
+        self.rows: list[tuple[str, int, int, int, int]] = []
+        self.in_flight = 0
+        self.landed: simpy.Event | None = None
+        machine.env.process(self.host())
+        for lane in program.lanes:
+            machine.env.process(self.follow(lane))
+
+    # --- waiting -----------------------------------------------------------------------------------------------
+
+    def ready(self, deps: Sequence[tuple[int, int]], iteration: int) -> Iterator[simpy.Event]:
+        """Yield an event for each dependency that has not ended."""
+        machine = self.machine
+        for dep, lag in deps:
+            wanted = machine.program.awaited(dep, lag, iteration, machine.iterations)
+            if self.done[dep] <= wanted:
+                yield self.end_of(dep, wanted)
+
+    def end_of(self, k: int, iteration: int) -> simpy.Event:
+        """Return the event that op *k* of *iteration* has ended."""
+        event = self.waiting.get((k, iteration))
+        if event is None:
+            event = self.waiting[k, iteration] = self.machine.env.event()
+        return event
+
+    def finish(self, k: int, iteration: int, start: int) -> None:
+        """Note that op *k* has ended now, and wake who waits for it."""
+        machine = self.machine
+        self.done[k] = iteration + 1
+        machine.ended += 1
+        if machine.keep_rows:
+            self.rows.append((machine.program.lane[k], k, iteration, start, machine.env.now))
+        event = self.waiting.pop((k, iteration), None)
+        if event is not None:
+            event.succeed()
+        if k == machine.program.last_compute:
+            machine.on_iteration(self, iteration)
+
+    def publish(self) -> None:
+        """Wake the lanes that wait for the host."""
+        for event in self.unissued:
+            event.succeed()
+        self.unissued.clear()
+
+    # --- the host ----------------------------------------------------------------------------------------------
+
+    def host(self) -> _Steps:
+        """Issue every op in list order; run those that the host runs itself."""
+        machine = self.machine
+        env, program = machine.env, machine.program
+        now = 0
+        for iteration in range(machine.iterations + program.owed):
+            for event in self.ready([(program.last_compute, program.timing.run_ahead)], iteration):
+                self.publish()
+                yield event
+            now = max(now, env.now)
+            for k in range(program.size):
+                if not program.exists(k, iteration, machine.iterations):
+                    self.issued.append(now)
+                    continue
+                for event in self.ready(program.blocks[k], iteration):
+                    self.publish()
+                    yield event
+                skipped = iteration < program.age[k]
+                begin = max(now, env.now)
+                now = begin if skipped else begin + program.issue[k]
+                self.issued.append(now)
+                self.issue_end = now
+                if machine.keep_rows and now > begin and program.lane[k] != "host":
+                    self.rows.append(("host", k, iteration, begin, now))
+                if program.lane[k] == "host":
+                    self.publish()
+                    for event in self.ready(program.deps[k], iteration):
+                        yield event
+                    if now > env.now:
+                        yield env.timeout(now - env.now)
+                    start = env.now
+                    yield from self.run(k, iteration, "host")
+                    self.leave("host")
+                    self.finish(k, iteration, start)
+                    now = self.issue_end = env.now
+            self.publish()
+
+    # --- the lanes ---------------------------------------------------------------------------------------------
+
+    def follow(self, lane: str) -> _Steps:
+        """Run the ops of *lane*, one after the other (several at a time on a comm lane with several in flight)."""
+        machine = self.machine
+        env, program, done, issued = machine.env, machine.program, self.done, self.issued
+        several = lane == "comm" and program.timing.in_flight > 1
+        is_compute = lane == "compute"
+        direct = not (program.interferes or several or (lane == "comm" and machine.ranks_differ))
+        for iteration in range(machine.iterations + program.owed):
+            base = iteration * program.size
+            for k in program.of_lane[lane]:
+                if not program.exists(k, iteration, machine.iterations):
+                    continue
+                self.place[lane] = base + k
+                for dep, lag in program.deps[k]:
+                    wanted = program.awaited(dep, lag, iteration, machine.iterations)
+                    if done[dep] <= wanted:
+                        self.leave(lane)
+                        yield self.end_of(dep, wanted)
+                while len(issued) <= base + k:
+                    self.leave(lane)
+                    event = env.event()
+                    self.unissued.append(event)
+                    yield event
+                late = issued[base + k] - env.now
+                if is_compute and late > 0:
+                    self.host_stall_ps += late
+                if direct:
+                    start = env.now + max(late, 0)
+                    work = 0 if iteration < program.age[k] else machine.work(self, k, iteration)
+                    end = start + work
+                    if end > env.now:
+                        self.due[lane] = end
+                        yield env.timeout(end - env.now)
+                        del self.due[lane]
+                    self.finish(k, iteration, start)
+                    continue
+                if late > 0:
+                    self.leave(lane)
+                    self.due[lane] = env.now + late
+                    yield env.timeout(late)
+                    del self.due[lane]
+                if several:
+                    while self.in_flight >= program.timing.in_flight or done[k] < iteration:
+                        self.landed = env.event()
+                        yield self.landed
+                    self.in_flight += 1
+                    env.process(self.fly(k, iteration))
+                else:
+                    start = env.now
+                    yield from self.run(k, iteration, lane)
+                    self.finish(k, iteration, start)
+            self.leave(lane)
+
+    def fly(self, k: int, iteration: int) -> _Steps:
+        """Run one of several collectives in flight."""
+        start = self.machine.env.now
+        yield from self.run(k, iteration, f"comm {k}")
+        self.in_flight -= 1
+        self.finish(k, iteration, start)
+        if self.landed is not None and not self.landed.triggered:
+            self.landed.succeed()
+
+    def run(self, k: int, iteration: int, lane: str) -> _Steps:
+        """Spend the work of op *k*, at a rate that changes with what runs beside it."""
+        machine = self.machine
+        program = machine.program
+        if iteration < program.age[k]:
+            return
+        if program.collective[k]:
+            yield from machine.collective(self, k, iteration, lane)
+        elif not program.interferes:
+            self.due[lane] = machine.env.now + machine.work(self, k, iteration)
+            yield machine.env.timeout(machine.work(self, k, iteration))
+            del self.due[lane]
+        else:
+            self.enter(lane, k)
+            slowed = program.slowed[k]
+            yield from machine.spend(
+                machine.work(self, k, iteration) * program.unit,
+                lambda: program.unit * slowed.denominator // slowed.numerator if machine.moving else program.unit,
+                (self.index, lane),
+                self.runner,
+                lane,
+            )
+
+    def enter(self, lane: str, k: int) -> None:
+        """Note that *lane* runs op *k*; tell the collectives if that changes how fast they move."""
+        before = self.running.get(lane)
+        self.running[lane] = k
+        slows = self.machine.program.slows
+        if (slows[before] if before is not None else ONE) != slows[k]:
+            self.machine.weigh(self)
+
+    def leave(self, lane: str) -> None:
+        """Note that *lane* runs nothing."""
+        k = self.running.pop(lane, None)
+        if k is not None and self.machine.program.slows[k] != 1:
+            self.machine.weigh(self)
+
+
+@dataclass(slots=True)
+class _Flight:
+    """A collective whose data move; `part` is its share of its own speed."""
+
+    k: int
+    process: simpy.Process
+    part: Fraction = ONE
+
+
+class _Machine:
+    """All ranks, and what couples them: collectives and interference."""
+
+    def __init__(
+        self,
+        program: Program,
+        iterations: int,
+        *,
+        ranks: int,
+        slowdowns: Slowdowns | None,
+        keep_rows: bool,
+        on_iteration: Callable[["_Rank", int], None],
+    ) -> None:
+        self.env = simpy.Environment()
+        self.program = program
+        self.iterations = iterations
+        self.ranks_differ = ranks > 1
+        self.slowdowns = slowdowns
+        self.keep_rows = keep_rows
+        self.on_iteration = on_iteration
+        self.ended = 0
+        self.moving: dict[int, _Flight] = {}
+        self.met: dict[tuple[int, int], tuple[int, simpy.Event]] = {}
+        self.left: dict[tuple[int, str], tuple[int, int]] = {}
+        self.weights: dict[Fraction, int] = {ONE: ranks}
+        self.weight = [ONE] * ranks
+        self.ranks = [_Rank(self, index) for index in range(ranks)]
+
+    def work(self, rank: _Rank, k: int, iteration: int) -> int:
+        """Return the work of op *k* on *rank*, in picoseconds."""
+        run = self.program.run[k]
+        if self.slowdowns is None or self.program.collective[k] or iteration >= len(self.slowdowns):
+            return run
+        return round(run * self.slowdowns[iteration][rank.index])
+
+    def spend(
+        self,
+        parts: int,
+        rate: Callable[[], int],
+        key: tuple[int, str],
+        runners: dict[str, simpy.Process],
+        runner: str,
+    ) -> _Steps:
+        """Spend *parts* of work at a *rate* of parts each picosecond; an interrupt says that the rate has changed."""
+        env = self.env
+        process = env.active_process
+        assert process is not None
+        runners[runner] = process
+        while parts > 0:
+            now, speed = env.now, rate()
+            self.left[key] = (parts, now)
+            try:
+                yield env.timeout(-(-parts // speed))
+                parts = 0
+            except simpy.Interrupt:
+                parts -= (env.now - now) * speed
+        del self.left[key]
+        del runners[runner]
+
+    # --- collectives -------------------------------------------------------------------------------------------
+
+    def collective(self, rank: _Rank, k: int, iteration: int, lane: str) -> _Steps:
+        """Wait for the other ranks; the last one to come moves the data for all."""
+        program, env = self.program, self.env
+        if self.ranks_differ:
+            came, ended = self.met.get((k, iteration), (0, None))
+            ended = ended or env.event()
+            self.met[k, iteration] = (came + 1, ended)
+            if came + 1 < len(self.ranks):
+                yield ended
+                return
+            del self.met[k, iteration]
+        if not program.interferes and program.timing.in_flight == 1:
+            rank.due[lane] = env.now + program.run[k]
+            yield env.timeout(program.run[k])
+            del rank.due[lane]
+        else:
+            if program.latency[k]:
+                rank.due[lane] = env.now + program.latency[k]
+                yield env.timeout(program.latency[k])
+                del rank.due[lane]
+            yield from self.move(k, lane)
+        if self.ranks_differ:
+            ended.succeed()
+
+    def move(self, k: int, lane: str) -> _Steps:
+        """Move the data of one collective."""
+        program = self.program
+        process = self.env.active_process
+        assert process is not None
+        flight = _Flight(k, process)
+        self.moving[k] = flight
+        self.share(flight)
+        if len(self.moving) == 1:
+            self.toggle()
+
+        def rate() -> int:
+            slow = max(self.weights)
+            return max(1, int(program.unit * flight.part / slow))
+
+        yield from self.spend((program.run[k] - program.latency[k]) * program.unit, rate, (-1, lane), {}, lane)
+        del self.moving[k]
+        self.share(flight)
+        if not self.moving:
+            self.toggle()
+
+    def share(self, changed: _Flight) -> None:
+        """Give each collective in flight its fair part, and tell those whose part has changed."""
+        flights = list(self.moving.values())
+        if len(flights) == 1 and flights[0].part == 1:
+            return
+        for flight, part in zip(flights, fair_rates([self.program.use[flight.k] for flight in flights]), strict=True):
+            if part != flight.part:
+                flight.part = part
+                if flight is not changed:
+                    flight.process.interrupt()
+
+    def toggle(self) -> None:
+        """Tell the local ops that data have begun or ceased to move."""
+        for rank in self.ranks:
+            for lane, process in rank.runner.items():
+                if self.program.slowed[rank.running[lane]] != 1 and process is not self.env.active_process:
+                    process.interrupt()
+
+    def weigh(self, rank: _Rank) -> None:
+        """Recompute how much *rank* slows the collectives, and tell them if the largest such factor has changed."""
+        before = max(self.weights)
+        old = self.weight[rank.index]
+        new = math.prod((self.program.slows[k] for k in rank.running.values()), start=ONE)
+        if old == new:
+            return
+        self.weight[rank.index] = new
+        self.weights[old] -= 1
+        if not self.weights[old]:
+            del self.weights[old]
+        self.weights[new] = self.weights.get(new, 0) + 1
+        if max(self.weights) != before:
+            for flight in self.moving.values():
+                if flight.process is not self.env.active_process:
+                    flight.process.interrupt()
+
+    def state(self, iteration: int) -> tuple[object, ...]:
+        """Return everything that decides the future, relative to now and to *iteration*."""
+        now, base = self.env.now, iteration * self.program.size
+        found: list[object] = [tuple(k for k in self.moving)]
+        for rank in self.ranks:
+            found.append(tuple(place - base for place in rank.place.values()))
+            found.append(tuple((lane, due - now) for lane, due in sorted(rank.due.items())))
+            found.append((len(rank.issued) - base, max(rank.issue_end - now, 0)))
+            pending = []
+            for issue_end in reversed(rank.issued):
+                if issue_end <= now:
+                    break
+                pending.append(issue_end - now)
+            found.append(tuple(pending))
+            found.append(tuple(sorted(rank.running.items())))
+            found.append(tuple(done - iteration for done in rank.done))
+        for key, (parts, since) in sorted(self.left.items()):
+            found.append((key, parts, now - since))
+        return tuple(found)
+
+    def check_ended(self) -> None:
+        """Raise ScheduleError if a rank is stuck; checked schedules are not."""
+        program = self.program
+        expected = sum(
+            program.exists(k, iteration, self.iterations)
+            for iteration in range(self.iterations + program.owed)
+            for k in range(program.size)
+        )
+        if self.ended != expected * len(self.ranks):
+            stuck = {
+                lane: program.schedule.ops[place % program.size].name for lane, place in self.ranks[0].place.items()
+            }
+            where = ", ".join(f"{lane} at {name!r}" for lane, name in stuck.items())
+            raise ScheduleError(f"schedule {program.schedule.name!r}: stuck: {where}")
+
+
+def simulate(
+    schedule: Schedule,
+    derived: Derived,
+    timing: Timing,
+    *,
+    iterations: int,
+    ranks: int = 1,
+    slowdowns: Slowdowns | None = None,
+    workload: str = "",
+    cluster: str = "",
+) -> Trace:
+    """Return the trace of *iterations* iterations from a cold start, with the updates owed at the end.
+
+    *ranks* is how many are simulated apart: 1 where all are alike. *slowdowns* multiplies the local work of each
+    iteration (first index) of each rank (second index).
+    """
+    program = Program(schedule, derived, timing)
+    machine = _Machine(
+        program, iterations, ranks=ranks, slowdowns=slowdowns, keep_rows=True, on_iteration=lambda rank, i: None
+    )
+    machine.env.run()
+    machine.check_ended()
+    return _trace(machine, workload, cluster)
+
+
+def steady(
+    schedule: Schedule, derived: Derived, timing: Timing, *, ranks: int = 1, limit: int = STEADY_LIMIT
+) -> Steady:
+    """Return the steady state: simulate until the state of all lanes comes back.
+
+    If it does not within *limit* iterations, the period is the mean of the last half of them, and `repeats` is False.
+    """
+    program = Program(schedule, derived, timing)
+    seen: dict[tuple[object, ...], int] = {}
+    ends: list[tuple[int, int]] = []
+
+    def note(rank: _Rank, iteration: int) -> None:
+        if rank.index or found.triggered:
+            return
+        ends.append((machine.env.now, rank.host_stall_ps))
+        if iteration == limit:
+            found.succeed(None)
+        elif iteration >= program.owed:
+            first = seen.setdefault(machine.state(iteration), iteration)
+            if first != iteration:
+                found.succeed(first)
+
+    # Two iterations more, so that the end of the run is not felt before the limit
+    machine = _Machine(program, limit + 2, ranks=ranks, slowdowns=None, keep_rows=False, on_iteration=note)
+    found = machine.env.event()
+    try:
+        first = machine.env.run(until=found)
+    except RuntimeError:
+        machine.check_ended()
+        raise
+    repeats = first is not None
+    last = len(ends) - 1
+    first = first if repeats else last // 2
+    cycle = last - first
+    return Steady(
+        period_ps=Fraction(ends[last][0] - ends[first][0], cycle),
+        repeats=repeats,
+        iterations=cycle,
+        warm_up=first,
+        host_stall_ps=Fraction(ends[last][1] - ends[first][1], cycle),
+    )
+
+
+def _trace(machine: _Machine, workload: str, cluster: str) -> Trace:
+    program = machine.program
+    lanes = list(dict.fromkeys(["host", *(op.lane for op in program.schedule.ops)]))
+    number = {lane: index for index, lane in enumerate(lanes)}
+    rows = [
+        (rank.index, number[lane], k, iteration, start, end)
+        for rank in machine.ranks
+        for lane, k, iteration, start, end in rank.rows
+    ]
+    columns = [list(column) for column in zip(*rows, strict=True)]
+    return Trace(
+        origin="simulated",
+        schedule=program.schedule.name,
+        workload=workload or program.schedule.workload,
+        cluster=cluster,
+        ranks=len(machine.ranks),
+        lanes=tuple(lanes),
+        ops=tuple(op.name for op in program.schedule.ops),
+        rank=columns[0],
+        lane=columns[1],
+        op=columns[2],
+        iteration=columns[3],
+        start_ps=columns[4],
+        end_ps=columns[5],
+    )

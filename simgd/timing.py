@@ -1,0 +1,48 @@
+"""What the ops of a schedule cost on one machine: plain numbers, the last step before time is simulated.
+
+Durations are whole picoseconds and slow-down factors are fractions, so that ties are exact and a simulation gives the
+same result on any machine.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+
+ONE = Fraction(1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpTime:
+    """Cost of one op: `issue_ps` of host time, then `run_ps` on its lane when nothing disturbs it.
+
+    `slowed` is how many times slower a local op runs while a collective moves data, `slows` how many times slower
+    collectives move data while this op runs. Of a collective, the first `latency_ps` claim no bandwidth; `use` is the
+    share of each resource that it takes when alone.
+    """
+
+    issue_ps: int = 0
+    run_ps: int = 0
+    slowed: Fraction = ONE
+    slows: Fraction = ONE
+    latency_ps: int = 0
+    use: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """Costs of all ops by name, and how the software runs them; see `simgd.profile.Execution`."""
+
+    ops: Mapping[str, OpTime]
+    merged: bool = False
+    wait_blocks_host: bool = False
+    in_flight: int = 1
+    run_ahead: int = 1
+
+    @property
+    def interferes(self) -> bool:
+        """Say whether some op slows another one down."""
+        return any(time.slowed != 1 or time.slows != 1 for time in self.ops.values())
+
+    def without_interference(self) -> "Timing":
+        """Return the same costs, each op as fast as when alone."""
+        return replace(self, ops={name: replace(time, slowed=ONE, slows=ONE) for name, time in self.ops.items()})
