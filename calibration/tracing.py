@@ -28,7 +28,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry
@@ -49,8 +48,8 @@ _OVERWRITE = {aten.copy_, aten.fill_, aten.zero_, aten.bernoulli_, aten.normal_,
 #: These read of the argument at this place only as much as they return.
 _LOOKUP = {aten.embedding: 0, aten.index_select: 0, aten.index: 0, aten.gather: 0, aten.nll_loss_forward: 0}
 
-#: The backward of a lookup takes the table, or the logits, for its shape alone.
-_SHAPE_ONLY = {aten.nll_loss_backward: 1, aten.gather_backward: 1}
+#: These take the argument at this place for its shape alone.
+_SHAPE_ONLY = {aten.nll_loss_backward: 1}
 
 
 @dataclass(slots=True)
@@ -95,7 +94,7 @@ def trace(case: Case, *, batch: int, tokens: int, layers: list[str] | None = Non
             stack.enter_context(torch.device("meta"))
             inputs = case.example(batch, tokens, "meta")
             stack.enter_context(recorder.watching())
-            stack.enter_context(_AsOnGpu())
+            stack.enter_context(_as_on_gpu())
             stack.enter_context(torch.autograd.graph.saved_tensors_hooks(recorder.keep, lambda tensor: tensor))
             stack.enter_context(recorder)
             loss = case.loss(case.module, inputs)
@@ -213,7 +212,7 @@ class _Recorder(TorchDispatchMode):
             if place == 0 and packet in _OVERWRITE or _SHAPE_ONLY.get(packet) == place:
                 continue
             found = sum(_nbytes(tensor) for tensor in tree_iter(argument) if isinstance(tensor, Tensor))
-            read += min(found, _looked_up(packet, args, written)) if _LOOKUP.get(packet) == place else found
+            read += _looked_up(packet, args, written) if _LOOKUP.get(packet) == place else found
         tally = self.step.work.setdefault((self._current, self.direction), Tally())
         tally.kernels += 1
         tally.bytes += read + written
@@ -231,20 +230,17 @@ class _Recorder(TorchDispatchMode):
         return self._answers[id(tensor)][1]
 
 
-class _AsOnGpu(TorchFunctionMode):
-    """Lets dropout and attention take the kernels that they take on a GPU; the meta device would take a CPU's."""
-
-    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is nn.functional.dropout:
-            return _dropout(*args, **kwargs)
-        if func is nn.functional.scaled_dot_product_attention and not kwargs.get("enable_gqa"):
-            return _attention(*args, **kwargs)
-        return func(*args, **kwargs)
+@contextmanager
+def _as_on_gpu() -> Iterator[None]:
+    """Let dropout and attention take the kernels that they take on a GPU; the meta device would take a CPU's."""
+    with torch.library._scoped_library("aten", "IMPL") as library:  # type: ignore[no-untyped-call]
+        library.impl("dropout", _dropout, "AutogradMeta")
+        library.impl("scaled_dot_product_attention", _attention, "AutogradMeta")
+        yield
 
 
-def _dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
-    return torch.native_dropout(x, p, True)[0] if training and p > 0 else x
+def _dropout(x: Tensor, p: float, train: bool) -> Tensor:
+    return torch.native_dropout(x, p, True)[0] if train and p > 0 else x
 
 
 def _attention(
@@ -254,19 +250,22 @@ def _attention(
     attn_mask: Tensor | None = None,
     dropout_p: float = 0.0,
     is_causal: bool = False,
+    *,
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    heads = [tensor if tensor.ndim == 4 else tensor[None] if tensor.ndim == 3 else tensor[None, None] for tensor in (q, k, v)]
-    bias = attn_mask
-    if bias is not None:
-        if bias.dtype == torch.bool:
-            bias = torch.zeros_like(bias, dtype=q.dtype).masked_fill(~bias, float("-inf"))
-        bias = bias.expand(*heads[0].shape[:3], k.shape[-2])
+    if enable_gqa:
+        k, v = (tensor.repeat_interleave(q.shape[-3] // tensor.shape[-3], -3) for tensor in (k, v))
+    # (batch, heads, tokens, width) is what the kernel takes
+    heads = [tensor.reshape(-1, *([1] * (3 - tensor.ndim)), *tensor.shape[-3:]) for tensor in (q, k, v)]
+    if attn_mask is not None:
+        if attn_mask.dtype == torch.bool:
+            attn_mask = torch.zeros_like(attn_mask, dtype=q.dtype).masked_fill(~attn_mask, float("-inf"))
+        attn_mask = attn_mask.expand(*q.shape[:-1], k.shape[-2]).reshape(*heads[0].shape[:3], k.shape[-2])
     out: Tensor = aten._scaled_dot_product_efficient_attention(
-        *heads, bias, torch.is_grad_enabled(), dropout_p, is_causal, scale=scale
+        *heads, attn_mask, torch.is_grad_enabled(), dropout_p, is_causal, scale=scale
     )[0]
-    return out.view(*q.shape[:-1], v.shape[-1])
+    return out.reshape(*q.shape[:-1], v.shape[-1])
 
 
 def _looked_up(packet: Any, args: tuple[Any, ...], written: int) -> int:
