@@ -1,0 +1,642 @@
+"""Profiles of the shipped clusters, from published numbers: ``python -m calibration.published`` writes them all.
+
+Each number stands here once, beside the text that says where it came from; the JSON files hold nothing else. What
+nobody published is marked "modelled" (derived from other numbers, as its source says) or "assumed" (an estimate, or a
+number of another machine), with an uncertainty of 0.25 or more. Nothing is fitted to make a prediction come out.
+
+Left out on purpose: MG-WFBP's lines a + b S for 56 Gb/s InfiniBand are of hosts with four GPUs each, and those for 10 GbE
+of K80 hosts: neither is a machine that is shipped here. Published speeds of InceptionV3, ResNet-152 and VGG-19 are of
+workloads that are not shipped.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from simgd import files
+from simgd.profile import (
+    Curve,
+    Dtype,
+    Efficiency,
+    Execution,
+    Host,
+    Interference,
+    Jitter,
+    Library,
+    LinkRate,
+    MemoryOverhead,
+    MemoryRate,
+    Origin,
+    PointToPoint,
+    Profile,
+    Protocol,
+    Split,
+    StepTime,
+)
+from simgd.topology import Cluster
+from simgd.units import GIB, KIB, MIB
+
+HERE = Path(__file__).parent / "profiles"
+CLUSTERS = Path(__file__).parent.parent / "simgd" / "data" / "clusters"
+
+_TF = "TensorFlow benchmarks, May 2017, one P100 of a DGX-1, synthetic data: {rate:g} images/s at batch {batch}"
+_MXNET = "MXNet example/image-classification, one V100, synthetic data: {rate:g} images/s at batch {batch}"
+_PADDLE = "PaddlePaddle benchmark/IntelOptimizedPaddle.md, MKL-DNN, 2x Xeon Gold 6148: {rate:g} images/s at batch {batch}"
+
+
+def _steps(
+    text: str, rows: dict[tuple[str, int], float], origin: Origin = "published", uncertainty: float = 0.03
+) -> tuple[StepTime, ...]:
+    """Return step times from images per second: seconds = batch / rate."""
+    return tuple(
+        StepTime(
+            workload=workload,
+            batch=batch,
+            seconds=batch / rate,
+            origin=origin,
+            source=text.format(rate=rate, batch=batch),
+            uncertainty=uncertainty,
+        )
+        for (workload, batch), rate in rows.items()
+    )
+
+
+P100_STEPS = _steps(
+    _TF,
+    {("resnet50", 32): 195, ("resnet50", 64): 219, ("vgg16", 32): 144, ("vgg16", 64): 154, ("alexnet", 512): 2987},
+)
+V100_RATES = {("resnet50", 32): 298.5, ("resnet50", 64): 343.2, ("resnet50", 128): 363.7}
+XEON_RATES: dict[tuple[str, int], float] = {("resnet50", 64): 81.7, ("googlenet", 64): 250.5}
+
+#: Floating-point operations of ResNet-50's forward pass, one image (a multiply-add is 2): counted on the meta device.
+RESNET50_FORWARD_FLOPS = 8.18e9
+
+
+def _roofline_share(images_per_s: float, peak: float) -> float:
+    """Return the share of peak arithmetic that ResNet-50 training reaches: 3 forward passes' worth of FLOPs an image."""
+    return round(images_per_s * 3 * RESNET50_FORWARD_FLOPS / peak, 3)
+
+
+# NCCL's own cost model: base latency of rings and trees, latency of a hop by kind of link (ring, tree), share of bandwidth.
+NCCL_2017 = (
+    Protocol(
+        name="LL", base_ring_us=3.6, base_tree_us=4.4, efficiency=0.25,
+        hop_us={"nvlink": (0.4, 0.5), "pcie": (1.0, 1.0), "net": (0.9, 5.0)},
+    ),
+    Protocol(
+        name="Simple", base_ring_us=8.4, base_tree_us=0.0, efficiency=1.0,
+        hop_us={"nvlink": (5.7, 28.0), "pcie": (5.7, 28.0), "net": (6.6, 50.0)},
+    ),
+)  # fmt: skip
+NCCL_VOLTA = (
+    NCCL_2017[0],
+    Protocol(
+        name="LL128", base_ring_us=3.6, base_tree_us=4.4, efficiency=0.94, cap_bytes_per_s=100e9,
+        hop_us={"nvlink": (2.5, 1.9), "pcie": (2.5, 1.9), "net": (2.5, 7.5)},
+    ),
+    NCCL_2017[1],
+)  # fmt: skip
+NCCL_2017_SOURCE = (
+    "NCCL v2.5.6 src/graph/tuning.cc: base and hardware latencies; LL 1/4, LL128 0.94 of the bandwidth{more}. The rings of "
+    "NCCL 1 and 2 of 2017 are the same; LL128 came later"
+)
+
+
+def _nccl_2026(ll_cap_bytes_per_s: float, *, nvls: bool) -> tuple[Protocol, ...]:
+    protocols = (
+        Protocol(
+            name="LL", base_ring_us=6.6, base_tree_us=6.8, efficiency=0.5, cap_bytes_per_s=ll_cap_bytes_per_s,
+            hop_us={"nvlink": (0.6, 0.6), "pcie": (1.0, 1.0), "net": (2.7, 5.0)},
+        ),
+        Protocol(
+            name="LL128", base_ring_us=14.0, base_tree_us=14.0, efficiency=0.92,
+            hop_us={"nvlink": (1.9, 1.25), "pcie": (2.5, 1.9), "net": (4.0, 8.5)},
+        ),
+        Protocol(
+            name="Simple", base_ring_us=8.4, base_tree_us=8.4, efficiency=1.0,
+            hop_us={"nvlink": (3.4, 4.0), "pcie": (5.7, 4.0), "net": (14.0, 14.0)},
+        ),
+    )  # fmt: skip
+    switch = Protocol(name="NVLS", base_ring_us=0.0, base_tree_us=0.0, efficiency=0.85, hop_us={"nvlink": (25.0, 25.0)})
+    return (*protocols, switch) if nvls else protocols
+
+
+NCCL_2026_SOURCE = (
+    "NCCL src/graph/tuning.cc as of 2025-2026: base and hardware latencies; LL 1/2 of the bandwidth and at most {cap:g} GB/s "
+    "(llMaxBws), LL128 0.92{more}"
+)
+
+# Rates that libraries reach on one cable of a kind, in bytes a second.
+_TOPO = "NCCL src/graph/topo.h: {text}"
+_TARTAN = "Tartan's raw logs, DGX-1 with P100 (github uuudown/Tartan): {text}"
+
+
+def _link(kind: str, rate: float, source: str, origin: Origin = "published", uncertainty: float = 0.1) -> LinkRate:
+    return LinkRate(kind=kind, bytes_per_s=rate, source=source, origin=origin, uncertainty=uncertainty)
+
+
+EDR_LINK = _link("infiniband", 12e9, _TOPO.format(text="a 100 Gb/s NIC moves 12 GB/s"))
+HDR_LINK = _link("infiniband", 24e9, _TOPO.format(text="12 GB/s for each 100 Gb/s; 200 Gb/s by proportion"), "modelled", 0.25)
+NDR_LINK = _link("infiniband", 48e9, _TOPO.format(text="12 GB/s for each 100 Gb/s; 400 Gb/s by proportion"), "modelled", 0.25)
+
+
+def _pcie(generation: int, rate: float) -> LinkRate:
+    text = f"PCIe gen3 x16 moves 12 GB/s; gen{generation} by proportion of 15.75 GB/s a direction"
+    return _link("pcie", rate, _TOPO.format(text=text), "published" if generation == 3 else "modelled", 0.25)
+
+
+# TACCL's and NCCL's numbers speak of rates only; what happens beside compute was measured on one machine.
+def _interference(origin: Origin, where: str) -> tuple[Interference, ...]:
+    measured = "4 H200 on NVSwitch, NCCL 2.28: an 8192^3 bf16 product ran 1.2x slower beside an all-reduce, the all-reduce 1.6x"
+    slow = (
+        f"estimated from: {measured}; over {{path}} the library moves an order of magnitude fewer bytes a second through the "
+        "device's memory, so a quarter of the slow-down or less"
+    )
+    over_nvlink = f"{measured}{where}"
+    rows = []
+    for compute in ("matrix", "memory"):
+        also = "" if compute == "matrix" else "; taken for memory-bound compute as well"
+        rows.append(
+            Interference(
+                compute=compute, path="nvlink", compute_factor=1.2, communication_factor=1.6,
+                origin=origin if compute == "matrix" else "assumed", source=over_nvlink + also,
+                uncertainty=0.1 if origin == "measured" and compute == "matrix" else 0.25,
+            )
+        )  # fmt: skip
+        for path in ("pcie", "infiniband"):
+            rows.append(
+                Interference(
+                    compute=compute, path=path, compute_factor=1.05, communication_factor=1.15,
+                    origin="assumed", source=slow.format(path=path), uncertainty=0.25,
+                )
+            )  # fmt: skip
+    return tuple(rows)
+
+
+# A100, 8 GPUs on NVSwitch: microseconds of NCCL's all-reduce.
+A100_ALL_REDUCE_US = {
+    32 * KIB: 43.8, 64 * KIB: 46.8, 128 * KIB: 51.8, 256 * KIB: 61.4, 512 * KIB: 80.4, MIB: 101.9, 2 * MIB: 101.4,
+    4 * MIB: 101.5, 8 * MIB: 133.5, 16 * MIB: 276.6, 32 * MIB: 424.0, 64 * MIB: 684.6, 128 * MIB: 1327.6,
+    256 * MIB: 2420.6, 512 * MIB: 4218.4, GIB: 8203.9, 8 * GIB: 64074.0,
+}  # fmt: skip
+
+# One-way microseconds of an MPI message between two nodes, by bytes.
+_K = KIB
+QDR_US = {0: 1.82, _K: 2.80, 16 * _K: 11.90, 64 * _K: 28.92, 256 * _K: 96.93, MIB: 369.4, 4 * MIB: 1456.8}
+FDR_US = {0: 1.59, _K: 2.61, 16 * _K: 7.82, 64 * _K: 18.11, 256 * _K: 48.82}
+EDR_US = {0: 1.27, _K: 2.77, 16 * _K: 9.93, 64 * _K: 26.64, 256 * _K: 27.79, MIB: 91.58, 4 * MIB: 346.9}
+HDR_US = {0: 1.57, _K: 2.52, 16 * _K: 5.24, 64 * _K: 9.18, 256 * _K: 17.30, MIB: 50.00, 4 * MIB: 177.3}
+
+
+def _table(rows: dict[int, float], source: str, origin: Origin = "published", uncertainty: float = 0.1) -> PointToPoint:
+    points = tuple((float(size), round(1e-6 * time_us, 12)) for size, time_us in rows.items())
+    return PointToPoint(points=points, origin=origin, source=source, uncertainty=uncertainty)
+
+
+TABLES = {
+    "sandybridge-qdr": _table(QDR_US, "OSU latency of an MVAPICH2-class library on QDR InfiniBand (known by its bandwidth)"),
+    "sandybridge-fdr": _table(FDR_US, "OSU latency on FDR ConnectX-3, OpenHPC issue 207; no size above 256 KiB"),
+    "xeon-edr": _table(EDR_US, "OSU latency on EDR, Open MPI: documents of SJTU's HPC centre"),
+    "xeon-hdr": _table(HDR_US, "OSU latency in a tutorial of Flux, on HDR (known by its bandwidth)"),
+    "xeon-ndr": _table(
+        {size: HDR_US[0] + (time - HDR_US[0]) / 2 for size, time in HDR_US.items()},
+        "the HDR table of xeon-hdr with the part above its latency halved, as 400 Gb/s is twice 200 Gb/s",
+        "modelled",
+        0.3,
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Gpu:
+    """What differs between the shipped GPU machines."""
+
+    cluster: str
+    description: str
+    links: tuple[LinkRate, ...]
+    library: Library
+    host: Host
+    efficiency: Efficiency
+    interference: tuple[Interference, ...]
+    memory_share: float
+    smallest_kernel_s: float
+    overhead_bytes: float
+    steps: tuple[StepTime, ...] = ()
+    split: Split | None = None
+    curves: tuple[Curve, ...] = ()
+
+
+def _library(protocols: tuple[Protocol, ...], source: str) -> Library:
+    return Library(name="nccl", protocols=protocols, origin="published", source=source, uncertainty=0.1)
+
+
+HOST_2016 = Host(
+    forward_kernel=5.5e-6,
+    backward_kernel=5.5e-6,
+    collective=20e-6,
+    update=5.5e-6,
+    copy=5.5e-6,
+    wait=2e-6,
+    iteration=100e-6,
+    origin="assumed",
+    uncertainty=0.5,
+    source="a C++ framework of 2016: 5-6 us for a CUDA kernel launch of that time; a collective is a launch, two recorded "
+    "events and a stream's wait; 100 us an iteration to read the loss and feed the data",
+)
+
+
+def _eager(where: str) -> Host:
+    return Host(
+        forward_kernel=12e-6,
+        backward_kernel=12e-6,
+        collective=160e-6,
+        update=15e-6,
+        copy=12e-6,
+        wait=0.0,
+        iteration=200e-6,
+        origin="assumed",
+        uncertainty=0.4,
+        source="collective: 4 H200, torch 2.11, one all-reduce per tensor from hooks against one flat: GoogLeNet (51-24 ms) / "
+        "173 tensors = 156 us, BERT-large (118-53 ms) / about 393 = 165 us, so 160 us with its hook and its wait (hence "
+        f"wait 0){where}; issue of eager PyTorch kernels 12 us, optimizer 15 us a call, 200 us an iteration: estimates",
+    )
+
+
+_PCIE_P100 = _link("pcie", 9.2e9, _TARTAN.format(text="9.2 GB/s between GPUs on one PCIe switch, 9.8-10.8 on one socket"))
+_QPI_P100 = _link(
+    "socket",
+    8.75e9,
+    _TARTAN.format(text="17-18 GB/s both ways together between GPUs on two sockets; a ring crosses both ways at once"),
+)
+
+
+def _moved(link: LinkRate, why: str) -> LinkRate:
+    return _link(link.kind, link.bytes_per_s, f"{why}: {link.source}", "assumed", 0.25)
+
+
+_SAME_HOST = "taken over from the P100 machine, whose host is the same design"
+_FROM_H200 = "; transferred to this machine"
+
+GPUS = (
+    _Gpu(
+        cluster="dgx1-p100",
+        description="DGX-1 with P100, a C++ framework and NCCL as of 2017",
+        steps=P100_STEPS,
+        split=Split(
+            backward_plus_update=2.85,
+            origin="published",
+            uncertainty=0.05,
+            source="MXNet on P100, ResNet-50 and InceptionV3: backward plus update is 2.8-2.9 times forward",
+        ),
+        efficiency=Efficiency(
+            value=_roofline_share(219, 10.6e12),
+            origin="modelled",
+            uncertainty=0.3,
+            source="ResNet-50 at 219 images/s (TensorFlow benchmarks, P100, batch 64) x 3 x 8.18 GFLOP / 10.6 TFLOP/s",
+        ),
+        links=(
+            _link("nvlink", 18e9, _TOPO.format(text="Pascal NVLink moves 18 GB/s (nominal 20; Tartan's logs: 18.4)"), uncertainty=0.05),
+            _PCIE_P100,
+            _QPI_P100,
+            EDR_LINK,
+        ),
+        library=_library(NCCL_2017, NCCL_2017_SOURCE.format(more="; no LL128 before Volta")),
+        host=HOST_2016,
+        interference=_interference("assumed", _FROM_H200),
+        memory_share=0.8,
+        smallest_kernel_s=5e-6,
+        overhead_bytes=0.6e9,
+    ),
+    _Gpu(
+        cluster="dgx1-v100",
+        description="DGX-1 with V100 of 16 GB, a C++ framework and NCCL as of 2019",
+        steps=_steps(_MXNET, V100_RATES),
+        split=Split(
+            backward_plus_update=2.85,
+            origin="assumed",
+            uncertainty=0.25,
+            source="MXNet on P100, ResNet-50 and InceptionV3: 2.8-2.9 times forward; transferred to V100",
+        ),
+        efficiency=Efficiency(
+            value=_roofline_share(363.7, 15.7e12),
+            origin="modelled",
+            uncertainty=0.3,
+            source="ResNet-50 at 363.7 images/s (MXNet, V100, batch 128) x 3 x 8.18 GFLOP / 15.7 TFLOP/s",
+        ),
+        links=(
+            _link("nvlink", 21e9, _TOPO.format(text="Volta NVLink moves 20-22 GB/s by version; the middle (nominal 25)"), uncertainty=0.05),
+            _moved(_PCIE_P100, _SAME_HOST),
+            _moved(_QPI_P100, _SAME_HOST),
+            EDR_LINK,
+        ),
+        library=_library(NCCL_VOLTA, NCCL_2017_SOURCE.format(more=" and at most 100 GB/s")),
+        host=HOST_2016,
+        interference=_interference("assumed", _FROM_H200),
+        memory_share=0.8,
+        smallest_kernel_s=4e-6,
+        overhead_bytes=0.6e9,
+    ),
+    _Gpu(
+        cluster="dgx2-v100",
+        description="DGX-2 with 16 V100 of 32 GB, a C++ framework and NCCL as of 2019",
+        steps=_steps(_MXNET + "; of a V100 SXM2, transferred to SXM3", V100_RATES, "modelled", 0.25),
+        split=Split(
+            backward_plus_update=2.85,
+            origin="assumed",
+            uncertainty=0.25,
+            source="MXNet on P100, ResNet-50 and InceptionV3: 2.8-2.9 times forward; transferred to V100",
+        ),
+        efficiency=Efficiency(
+            value=_roofline_share(363.7, 15.7e12),
+            origin="modelled",
+            uncertainty=0.3,
+            source="ResNet-50 at 363.7 images/s (MXNet, V100, batch 128) x 3 x 8.18 GFLOP / 15.7 TFLOP/s",
+        ),
+        links=(
+            _link("nvlink", 21e9, _TOPO.format(text="Volta NVLink moves 20-22 GB/s by version; the middle (nominal 25)"), uncertainty=0.05),
+            _pcie(3, 12e9),
+            _link("socket", 9.5e9, _TOPO.format(text="UPI moves 9-10 GB/s")),
+            EDR_LINK,
+        ),
+        library=_library(NCCL_VOLTA, NCCL_2017_SOURCE.format(more=" and at most 100 GB/s")),
+        host=HOST_2016,
+        interference=_interference("assumed", _FROM_H200),
+        memory_share=0.8,
+        smallest_kernel_s=4e-6,
+        overhead_bytes=0.8e9,
+    ),
+    _Gpu(
+        cluster="dgx-a100",
+        description="DGX A100 with eager PyTorch and NCCL as of 2023",
+        curves=(
+            Curve(
+                kind="all_reduce",
+                ranks=8,
+                nodes=1,
+                points=tuple((float(size), round(1e-6 * us, 12)) for size, us in A100_ALL_REDUCE_US.items()),
+                origin="published",
+                uncertainty=0.05,
+                source="github stas00/ml-engineering, network benchmarks: NCCL all-reduce on 8 A100 of one node",
+            ),
+        ),
+        efficiency=Efficiency(
+            value=0.4,
+            origin="assumed",
+            uncertainty=0.4,
+            source="no published workload used; below the 0.5-0.57 of P100 and V100 in fp32, since tensor cores wait for memory more",
+        ),
+        links=(
+            _link("nvlink", 20e9, _TOPO.format(text="Ampere NVLink moves 20-22 GB/s by version, 20 in current ones (nominal 25)"), uncertainty=0.05),
+            _pcie(4, 24e9),
+            _link("socket", 9.5e9, _TOPO.format(text="UPI moves 9-10 GB/s; taken for Infinity Fabric"), "assumed", 0.4),
+            HDR_LINK,
+        ),
+        library=_library(_nccl_2026(87.7e9, nvls=False), NCCL_2026_SOURCE.format(cap=87.7, more="")),
+        host=_eager("; transferred from H200"),
+        interference=_interference("assumed", _FROM_H200),
+        memory_share=0.9,
+        smallest_kernel_s=2.5e-6,
+        overhead_bytes=1.5e9,
+    ),
+    *(
+        _Gpu(
+            cluster=name,
+            description=f"DGX {name[4:].upper()} with eager PyTorch and NCCL as of 2025",
+            efficiency=Efficiency(
+                value=0.4,
+                origin="assumed",
+                uncertainty=0.4,
+                source="no published workload used; large bf16 products alone reached 770-800 of 989 TFLOP/s on one H200, and a "
+                "training step reaches far less",
+            ),
+            links=(
+                _link(
+                    "nvlink",
+                    20.6e9,
+                    _TOPO.format(text="Hopper NVLink moves 20.6 GB/s (nominal 25); x 18 agrees with about 370 GB/s, NCCL's maintainer in nccl-tests issue 212"),
+                    uncertainty=0.05,
+                ),
+                _pcie(5, 48e9),
+                _link("socket", 9.5e9, _TOPO.format(text="UPI moves 9-10 GB/s"), "assumed", 0.4),
+                NDR_LINK,
+            ),
+            library=_library(
+                _nccl_2026(141e9, nvls=True),
+                NCCL_2026_SOURCE.format(
+                    cap=141,
+                    more="; NVLS 25 us and 0.85 of the links (nvlsEfficiency, Hopper)",
+                ),
+            ),
+            host=_eager("" if name == "dgx-h200" else "; transferred from H200"),
+            interference=_interference(*(("measured", "") if name == "dgx-h200" else ("assumed", _FROM_H200))),
+            memory_share=0.9,
+            smallest_kernel_s=2e-6,
+            overhead_bytes=1.5e9,
+        )
+        for name in ("dgx-h100", "dgx-h200")
+    ),
+    _Gpu(
+        cluster="pcie-box",
+        description="Eight A100 PCIe cards with eager PyTorch and NCCL as of 2023",
+        efficiency=Efficiency(
+            value=0.35,
+            origin="assumed",
+            uncertainty=0.4,
+            source="dgx-a100's 0.4 times 0.9: cards of 250 W run at lower clocks than modules of 400 W",
+        ),
+        links=(
+            _pcie(4, 24e9),
+            _link("socket", 9.5e9, _TOPO.format(text="UPI moves 9-10 GB/s")),
+            HDR_LINK,
+        ),
+        library=_library(_nccl_2026(87.7e9, nvls=False), NCCL_2026_SOURCE.format(cap=87.7, more="")),
+        host=_eager("; transferred from H200"),
+        interference=_interference("assumed", _FROM_H200),
+        memory_share=0.9,
+        smallest_kernel_s=2.5e-6,
+        overhead_bytes=1.5e9,
+    ),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Cpu:
+    """What differs between the shipped CPU clusters."""
+
+    cluster: str
+    cores: int
+    core_bytes_per_s: float
+    core_source: str
+
+
+CPUS = (
+    *(
+        _Cpu(
+            cluster=name,
+            cores=16,
+            core_bytes_per_s=10e9,
+            core_source="one Sandy Bridge core streams about 10 GB/s",
+        )
+        for name in ("sandybridge-qdr", "sandybridge-fdr")
+    ),
+    *(
+        _Cpu(cluster=name, cores=40, core_bytes_per_s=12e9, core_source="one Skylake core streams about 12 GB/s")
+        for name in ("xeon-edr", "xeon-hdr", "xeon-ndr")
+    ),
+)
+
+
+def gpu_profile(made: _Gpu, cluster: Cluster) -> Profile:
+    """Return the profile of a GPU machine."""
+    nominal = float(cluster.device.memory_rate)
+    return Profile(
+        name=made.cluster,
+        cluster=cluster,
+        description=made.description,
+        steps=made.steps,
+        split=made.split,
+        efficiency=made.efficiency,
+        host=made.host,
+        memory=MemoryRate(
+            bytes_per_s=made.memory_share * nominal,
+            kernel=made.smallest_kernel_s,
+            origin="assumed",
+            uncertainty=0.25,
+            source=f"{made.memory_share:g} of the data sheet's rate: one H200 copies 4.3 of 4.8 TB/s (0.9), older memories reach "
+            f"less; smallest kernel {1e6 * made.smallest_kernel_s:g} us, an estimate",
+        ),
+        curves=made.curves,
+        links=made.links,
+        library=made.library,
+        interference=made.interference,
+        execution=Execution(
+            origin="assumed",
+            uncertainty=0.25,
+            source="NCCL's calls return at once and wait on the device; the training loop reads the loss each step",
+        ),
+        jitter=Jitter(
+            iteration_sigma=0.01,
+            rank_sigma=0.005,
+            origin="assumed",
+            uncertainty=0.5,
+            source="half-spread of repeated steps on 4 H200 over NVLink: 1 %; half of it taken between ranks",
+        ),
+        memory_overhead=MemoryOverhead(
+            nbytes=made.overhead_bytes,
+            origin="assumed",
+            uncertainty=0.5,
+            source="CUDA context, cuDNN handles and NCCL's buffers: an estimate",
+        ),
+    )
+
+
+def cpu_profile(made: _Cpu, cluster: Cluster) -> Profile:
+    """Return the profile of a CPU cluster with one MPI rank a node."""
+    peak = 6e12
+    share = _roofline_share(XEON_RATES["resnet50", 64], peak)
+    skylake = made.cores == 40
+    origin: Origin = "published" if made.cluster in ("xeon-edr", "xeon-hdr") else "modelled"
+    more = "" if origin == "published" else "; taken over for this hypothetical machine"
+    shares = f"ResNet-50 at 81.7 images/s (PaddlePaddle, 2x Xeon 6148, batch 64) x 3 x 8.18 GFLOP / {1e-12 * peak:g} TFLOP/s"
+    return Profile(
+        name=made.cluster,
+        cluster=cluster,
+        description=f"{cluster.device.name}, one MPI rank a node with a progress thread",
+        steps=_steps(_PADDLE + more, XEON_RATES, origin, 0.05 if origin == "published" else 0.25) if skylake else (),
+        split=Split(
+            backward_plus_update=2.0,
+            origin="modelled",
+            uncertainty=0.25,
+            source="backward computes two products for each of forward's; the update is small beside them",
+        ),
+        efficiency=Efficiency(
+            value=share,
+            origin="modelled" if skylake else "assumed",
+            uncertainty=0.3 if skylake else 0.4,
+            source=shares if skylake else f"{shares}; transferred to Sandy Bridge",
+        ),
+        host=Host(
+            forward_kernel=2e-6,
+            backward_kernel=2e-6,
+            collective=5e-6,
+            update=2e-6,
+            copy=2e-6,
+            wait=2e-6,
+            iteration=100e-6,
+            origin="assumed",
+            uncertainty=0.5,
+            source="a C++ framework on the CPU: a call with its parallel region about 2 us; an MPI call o = 1.1 us (LogGP by "
+            "netgauge, MVAPICH on QDR, github codes-org/codes) and a hand-over to the progress thread; 100 us an iteration",
+        ),
+        memory=MemoryRate(
+            bytes_per_s=0.8 * float(cluster.device.memory_rate),
+            kernel=2e-6,
+            origin="assumed",
+            uncertainty=0.25,
+            source="0.8 of the data sheet's rate, as STREAM reaches on such processors; 2 us for a parallel region",
+        ),
+        point_to_point=TABLES[made.cluster],
+        library=Library(
+            name="mpi",
+            reduce_bytes_per_s=round(made.core_bytes_per_s / 3),
+            origin="assumed",
+            uncertainty=0.3,
+            source=f"one thread adds buffers: {made.core_source}, and a sum reads two values and writes one",
+        ),
+        interference=tuple(
+            Interference(
+                compute=compute,
+                path="infiniband",
+                compute_factor=made.cores / (made.cores - 1),
+                communication_factor=1.0,
+                origin="assumed",
+                uncertainty=0.25,
+                source=f"a progress thread takes one of {made.cores} cores; what the communication loses is `progress`",
+            )
+            for compute in ("matrix", "memory")
+        ),
+        execution=Execution(
+            merged=True,
+            wait_blocks_host=True,
+            progress=0.85,
+            origin="assumed",
+            uncertainty=0.25,
+            source="Iallreduce of 35 ms beside 35 ms of compute, MPICH over a shaped Ethernet link: 81-86 % hidden where someone "
+            "polls (40-44 % where nobody does); taken for a progress thread on its own core",
+        ),
+        jitter=Jitter(
+            iteration_sigma=0.02,
+            rank_sigma=0.01,
+            origin="assumed",
+            uncertainty=0.5,
+            source="CPU nodes spread more than the 1 % of GPUs: twice as much, an estimate",
+        ),
+        memory_overhead=MemoryOverhead(
+            nbytes=0.5e9,
+            origin="assumed",
+            uncertainty=0.5,
+            source="the framework and MPI's buffers: an estimate",
+        ),
+    )
+
+
+def profiles() -> dict[str, Profile]:
+    """Return all shipped profiles by the name of their cluster."""
+
+    def cluster(name: str) -> Cluster:
+        return files.read(CLUSTERS / f"{name}.toml", Cluster)
+
+    made = {gpu.cluster: gpu_profile(gpu, cluster(gpu.cluster)) for gpu in GPUS}
+    return made | {cpu.cluster: cpu_profile(cpu, cluster(cpu.cluster)) for cpu in CPUS}
+
+
+def main() -> int:
+    """Write all profiles and return the exit status."""
+    for name, profile in profiles().items():
+        files.write(HERE / f"{name}.json", profile)
+        print(HERE / f"{name}.json")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
