@@ -45,7 +45,31 @@ PLATEAU = 1.4
 #: 64 B, 128 B, ... 256 MiB. NCCL steps at powers of two; here the factor is linear between them, in log bytes.
 TREE_CORRECTION: dict[str, tuple[float, ...]] = {
     "LL": (1, 1, 1, 1, 0.9, 0.8, 0.7, 0.7, 0.7, 0.7, 0.6, 0.5, 0.4, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1, 1, 1),
-    "LL128": (1, 1, 1, 1, 1, 0.9, 0.8, 0.8, 0.8, 0.7, 0.6, 0.6, 0.6, 0.5, 0.6, 0.6, 0.7, 0.7, 0.8, 0.9, 0.9, 0.92, 0.92),
+    "LL128": (
+        1,
+        1,
+        1,
+        1,
+        1,
+        0.9,
+        0.8,
+        0.8,
+        0.8,
+        0.7,
+        0.6,
+        0.6,
+        0.6,
+        0.5,
+        0.6,
+        0.6,
+        0.7,
+        0.7,
+        0.8,
+        0.9,
+        0.9,
+        0.92,
+        0.92,
+    ),
     "Simple": (0.9,) * 7 + (0.8, 0.7, 0.6, 0.6, 0.5, 0.5, 0.5, 0.5, 0.6, 0.7, 0.8, 0.7, 0.7, 0.8, 0.9, 0.9),
 }
 
@@ -148,9 +172,7 @@ def _tree(fabric: Fabric, protocol: Protocol) -> Candidate:
     latency_us = protocol.base_tree_us + 2 * (
         (math.ceil(ranks / nodes) - 1) * inside_us + (math.ceil(math.log2(nodes)) * net_us if nodes > 1 else 0.0)
     )
-    rate = TREE_SHARE * min(
-        fabric.inside_bytes_per_s / 2, fabric.net_bytes_per_s / (1 if nodes == 2 else 2)
-    )
+    rate = TREE_SHARE * min(fabric.inside_bytes_per_s / 2, fabric.net_bytes_per_s / (1 if nodes == 2 else 2))
     if protocol.name == "LL":
         rate *= TREE_LL_SHARE
     elif protocol.name == "LL128":

@@ -111,7 +111,8 @@ def placement(cluster: Cluster, ranks: int, devices: Sequence[int] | None = None
     seen: set[int] = set()
     for device in devices:
         if device < 0 or (device >= cluster.size and not grows):
-            raise ClusterError(f"cluster {cluster.name!r}: device {device} is unknown; they are 0 to {cluster.size - 1}")
+            known = f"they are 0 to {cluster.size - 1}"
+            raise ClusterError(f"cluster {cluster.name!r}: device {device} is unknown; {known}")
         if device in seen:
             raise ClusterError(f"cluster {cluster.name!r}: device {device} is listed twice")
         seen.add(device)
@@ -133,41 +134,31 @@ def fabric(
     if not places:
         raise ClusterError(f"cluster {cluster.name!r}: a collective needs at least one place")
     rates, scale = rates or {}, scale or {}
-    usable, assumed = _usable(cluster, rates, scale)
-    names = cluster.devices
+    usable = _usable(cluster, rates, scale)
     nodes: dict[int, list[str]] = {}
     for place in places:
-        nodes.setdefault(place.node, []).append(names[place.device])
+        nodes.setdefault(place.node, []).append(cluster.devices[place.device])
     joined = len(nodes) > 1
-    vertices, links = tuple(cluster.vertices.items()), cluster.links
-    net, net_kind, extra = float("inf"), "", 0.0
+    vertices, net, nic, extra = tuple(cluster.vertices.items()), float("inf"), 0.0, 0.0
     if joined:
         if cluster.interconnect is None or not cluster.nics:
             raise ClusterError(f"cluster {cluster.name!r}: has no nic and interconnect to join its nodes")
-        net_kind = cluster.interconnect.kind
+        kind = cluster.interconnect.kind
+        nic = rates.get(kind, NOMINAL_SHARE * cluster.interconnect.bandwidth) * scale.get(kind, 1.0)
         extra = _extra_switches(len(nodes), cluster.interconnect.ports) * float(cluster.interconnect.latency)
     # most nodes hold the same devices: each different set is looked at once
-    groups = {tuple(sorted(group)): None for group in nodes.values()}
     insides: list[_Inside] = []
-    gates: list[tuple[float, str]] = []
-    for group in groups:
-        gate = (float("inf"), "")
-        if joined:
-            gate = _gate(vertices, links, usable, group, cluster.nics, usable_net(cluster, rates, scale))
-            gates.append((gate[0], gate[1] or net_kind))
-        insides.append(_inside(vertices, links, usable, group, joined, gate[0]))
+    for group in dict.fromkeys(tuple(sorted(group)) for group in nodes.values()):
+        gate = _gate(vertices, cluster.links, usable, group, nic) if joined else float("inf")
+        net = min(net, gate)
+        insides.append(_inside(vertices, cluster.links, usable, group, joined, gate))
     inside = min(insides, key=lambda found: found.bytes_per_s)
-    if joined:
-        net, net_kind = min(gates)
-        if cluster.interconnect is not None and cluster.interconnect.kind not in rates:
-            assumed = (*assumed, cluster.interconnect.kind)
-    used = {inside.kind} | ({net_kind} if joined else set())
-    path = inside.kind if not joined or inside.bytes_per_s < net else net_kind
+    crosses = {inside.kind} if inside.kind == "nvlink" and not joined else {link.kind for link in cluster.links}
+    path = inside.kind
     if joined and cluster.interconnect is not None:
-        used.add(cluster.interconnect.kind)
-        path = cluster.interconnect.kind if inside.bytes_per_s >= net else path
-    between = len(nodes) if joined else 0
-    within = len(places) - len(nodes) if joined else (len(places) if len(places) > 1 else 0)
+        crosses.add(cluster.interconnect.kind)
+        path = cluster.interconnect.kind if net <= inside.bytes_per_s else path
+    within = len(places) - len(nodes) if joined else len(places) if len(places) > 1 else 0
     return Fabric(
         ranks=len(places),
         nodes=len(nodes),
@@ -178,17 +169,10 @@ def fabric(
         inside=inside.kind,
         path=path,
         rings=inside.rings,
-        hops=tuple((kind, count) for kind, count in ((inside.kind, within), ("net", between)) if count),
+        hops=tuple((kind, n) for kind, n in ((inside.kind, within), ("net", len(nodes) if joined else 0)) if n),
         net_extra_s=extra,
-        assumed=tuple(kind for kind in assumed if kind in used or (inside.kind == "pcie" and kind == "socket")),
+        assumed=tuple(sorted(kind for kind in crosses if kind not in rates)),
     )
-
-
-def usable_net(cluster: Cluster, rates: Mapping[str, float], scale: Mapping[str, float]) -> float:
-    """Return what a library reaches on one NIC's cable in one direction, in bytes per second."""
-    assert cluster.interconnect is not None
-    kind = cluster.interconnect.kind
-    return rates.get(kind, NOMINAL_SHARE * float(cluster.interconnect.bandwidth)) * scale.get(kind, 1.0)
 
 
 def _extra_switches(nodes: int, ports: int) -> int:
@@ -203,10 +187,8 @@ def _extra_switches(nodes: int, ports: int) -> int:
     return 2 * (levels - 1)
 
 
-def _usable(
-    cluster: Cluster, rates: Mapping[str, float], scale: Mapping[str, float]
-) -> tuple[tuple[float, ...], tuple[str, ...]]:
-    """Return the usable rate of each link (all its cables, one direction), and the kinds nobody gave a rate for."""
+def _usable(cluster: Cluster, rates: Mapping[str, float], scale: Mapping[str, float]) -> tuple[float, ...]:
+    """Return the usable rate of each link: all its cables, one direction, half of it if both directions share."""
     fastest: dict[str, float] = {}
     for link in cluster.links:
         fastest[link.kind] = max(fastest.get(link.kind, 0.0), link.bandwidth)
@@ -214,12 +196,9 @@ def _usable(
         kind: (rates[kind] / nominal if kind in rates else NOMINAL_SHARE) * scale.get(kind, 1.0)
         for kind, nominal in fastest.items()
     }
-    return (
-        tuple(
-            float(link.bandwidth) * link.count * share[link.kind] * (0.5 if link.duplex == "half" else 1.0)
-            for link in cluster.links
-        ),
-        tuple(kind for kind in fastest if kind not in rates),
+    return tuple(
+        float(link.bandwidth) * link.count * share[link.kind] * (0.5 if link.duplex == "half" else 1.0)
+        for link in cluster.links
     )
 
 
@@ -245,15 +224,15 @@ def _inside(
     """Return what rings reach inside a node, or (*through*) paths that enter and leave it."""
     if len(devices) == 1:
         kinds = [link.kind for link in links if devices[0] in link.ends]
-        kind = "nvlink" if "nvlink" in kinds else (kinds[0] if kinds else "memory")
+        kind = next((kind for kind in ("nvlink", "pcie", *kinds) if kind in kinds), "memory")
         return _Inside(float("inf"), kind, (), 0.0)
     port = _port_rate(vertices, links, usable, devices)
     capacity: dict[tuple[str, str], float] = {}
-    kind = "nvlink"
+    direct_kinds = ["nvlink"] if port > 0 else []
     for link, rate in zip(links, usable, strict=True):
         a, b = link.ends
         if a in devices and b in devices:
-            kind = link.kind
+            direct_kinds.append(link.kind)
             capacity[a, b] = capacity.get((a, b), 0.0) + rate
             capacity[b, a] = capacity.get((b, a), 0.0) + rate
     rings: tuple[Ring, ...] = ()
@@ -262,16 +241,17 @@ def _inside(
     direct = sum(ring.bytes_per_s for ring in rings)
     if port > 0:
         rings = (*rings, Ring(devices, port))
-        kind = "nvlink"
     host, host_kind = _host_rate(vertices, links, usable, devices)
-    if direct + port > 0 and (direct + port >= host or kind == "nvlink"):
-        return _Inside(direct + port, kind, rings, port)
+    if direct + port > 0 and ("nvlink" in direct_kinds or direct >= host):
+        return _Inside(direct + port, "nvlink" if "nvlink" in direct_kinds else direct_kinds[0], rings, port)
     if host <= 0:
         raise ClusterError(f"no way for a ring through {', '.join(devices)}: some have no path without other devices")
     return _Inside(host, host_kind, (Ring(devices, host),), 0.0)
 
 
-def _port_rate(vertices: _Vertices, links: tuple[Link, ...], usable: tuple[float, ...], devices: tuple[str, ...]) -> float:
+def _port_rate(
+    vertices: _Vertices, links: tuple[Link, ...], usable: tuple[float, ...], devices: tuple[str, ...]
+) -> float:
     """Return the least rate of a device into NVSwitches that are joined with each other; 0 if they miss a device."""
     switches = [name for name, kind in vertices if kind == "nvswitch"]
     group = {name: name for name in switches}
@@ -336,7 +316,9 @@ def best_rings(
         )
         for name in points
     )
-    columns = [tuple(number[a, b] for a, b in zip(circuit, (*circuit[1:], circuit[0]), strict=True)) for circuit in circuits]
+    columns = [
+        tuple(number[a, b] for a, b in zip(circuit, (*circuit[1:], circuit[0]), strict=True)) for circuit in circuits
+    ]
     shares = _pack(columns, limits, min(bound, enough / top))
     rings = []
     for column, share in shares:
@@ -439,11 +421,11 @@ def _entering(
 
 
 def _host_tree(
-    vertices: _Vertices, links: tuple[Link, ...], usable: tuple[float, ...], keep: tuple[str, ...]
+    vertices: _Vertices, links: tuple[Link, ...], usable: tuple[float, ...]
 ) -> dict[str, list[tuple[str, float, str]]]:
     """Return the widest spanning tree of the host's graph: everything but NVSwitches and links between devices.
 
-    Devices beside *keep* do not pass traffic on; they hang in the tree as leaves and are never crossed.
+    Devices do not pass traffic on: they hang in the tree as leaves.
     """
     kinds = dict(vertices)
     group = {name: name for name in kinds}
@@ -480,7 +462,7 @@ def _host_rate(
 
     Every edge of the tree that has wanted devices on both sides is crossed once in each direction.
     """
-    tree = _host_tree(vertices, links, usable, devices)
+    tree = _host_tree(vertices, links, usable)
     least, wanted = float("inf"), set(devices)
     kinds: list[str] = []
     seen: set[str] = set()
@@ -511,14 +493,14 @@ def _gate(
     links: tuple[Link, ...],
     usable: tuple[float, ...],
     devices: tuple[str, ...],
-    nics: tuple[str, ...],
     nic_bytes_per_s: float,
-) -> tuple[float, str]:
-    """Return the rate at which *devices* together reach the NICs nearest to them, and what limits it.
+) -> float:
+    """Return the rate at which *devices* together reach the NICs nearest to them.
 
-    The maximum flow from the devices to those NICs through the host's graph; the limit's kind is "" if the NICs are it.
+    It is the maximum flow from the devices to those NICs through the host's graph.
     """
     kinds = dict(vertices)
+    nics = tuple(name for name, kind in vertices if kind == "nic")
     near: dict[str, list[str]] = {name: [] for name in kinds}
     for link in links:
         a, b = link.ends
@@ -545,8 +527,7 @@ def _gate(
         join("\0from", device, float("inf"))
     for nic in used:
         join(nic, "\0to", nic_bytes_per_s)
-    total = _maximum_flow(flow)
-    return (total, "" if total >= nic_bytes_per_s * len(used) * (1 - 1e-9) else "pcie")
+    return _maximum_flow(flow)
 
 
 def _nearest(near: Mapping[str, list[str]], kinds: Mapping[str, str], device: str, nics: tuple[str, ...]) -> list[str]:

@@ -76,23 +76,24 @@ _WHOLE_NETWORK: Mapping[str, float] = {"network": 1.0}
 _Model = Callable[[float], Cost]
 
 
-@dataclass(frozen=True, slots=True)
-class _Prepared:
-    """All that demands of one kind on one set of places have in common."""
-
-    model: _Model
-    base: _Model
-    correction: Callable[[float], "_Ratio"] | None
-    origin: Origin
-    uncertainty: float
-    path: str
-
-
 class _Ratio(NamedTuple):
+    """Measured over modelled time of one message, and how far that may be trusted."""
+
     factor: float
     origin: Origin
     uncertainty: float
     extrapolated: bool
+
+
+_Correction = Callable[[float], _Ratio]
+
+
+class _Prepared(NamedTuple):
+    """All that calls of one kind on one set of places have in common: only the message size is left to vary."""
+
+    model: _Model
+    correction: _Correction
+    path: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,9 +115,11 @@ class Network:
     )
 
     def __post_init__(self) -> None:
+        """Refuse factors that no link could have."""
         for kind, factor in self.link_scale.items():
             if not 0 < factor < math.inf:
-                raise ClusterError(f"cluster {self.cluster.name!r}: link {kind!r} cannot be made {factor} times as fast")
+                where = f"cluster {self.cluster.name!r}: links of kind {kind!r}"
+                raise ClusterError(f"{where}: made {factor} times as fast; the factor must be above 0")
 
     def demand(self, call: Call) -> Demand:
         """Return what *call* asks of the network.
@@ -154,111 +157,104 @@ class Network:
         if prepared is None:
             prepared = self._prepared[kind, ranks, devices] = self._prepare(kind, ranks, devices)
         cost = prepared.model(nbytes)
-        ratio = prepared.correction(nbytes) if prepared.correction is not None else None
-        if ratio is None:
-            ratio = _Ratio(1.0, prepared.origin, prepared.uncertainty, False)
+        factor, origin, uncertainty, extrapolated = prepared.correction(nbytes)
         return Demand(
-            latency_s=cost.latency_s * ratio.factor,
-            solo_s=cost.seconds * ratio.factor,
+            latency_s=cost.latency_s * factor,
+            solo_s=cost.seconds * factor,
             use=_WHOLE_NETWORK,
             algorithm=cost.algorithm,
-            origin=ratio.origin,
-            uncertainty=ratio.uncertainty,
-            extrapolated=ratio.extrapolated,
+            origin=origin,
+            uncertainty=uncertainty,
+            extrapolated=extrapolated,
             path=prepared.path,
         )
 
     def _prepare(self, kind: CollectiveKind, ranks: int, devices: tuple[int, ...] | None) -> _Prepared:
         fabric = self._fabric(ranks, devices, scaled=True)
         if ranks == 1:
-            return _Prepared(_nothing, _nothing, None, "modelled", 0.0, fabric.path)
+            nothing = Cost(0.0, 0.0, "none")
+            exactly = _Ratio(1.0, "measured", 0.0, False)
+            return _Prepared(lambda nbytes: nothing, lambda nbytes: exactly, fabric.path)
         model, origin = self._model(kind, ranks, devices, scaled=True)
-        base = self._model(kind, ranks, devices, scaled=False)[0] if self.link_scale else model
-        uncertainty = MODEL_UNCERTAINTY if origin == "modelled" else ASSUMED_UNCERTAINTY
-        prepared = _Prepared(model, base, None, origin, uncertainty, fabric.path)
+        correction = None
         # a measured curve speaks of the library's own choice of devices, not of any that a user picks
         if devices is None or devices == tuple(range(ranks)):
-            correction = self._correction(kind, ranks, fabric.nodes, base)
-            return _Prepared(model, base, correction, origin, uncertainty, fabric.path)
-        return prepared
+            correction = self._correction(kind, ranks, fabric.nodes)
+        if correction is None:
+            uncertainty = MODEL_UNCERTAINTY if origin == "modelled" else ASSUMED_UNCERTAINTY
+            plain = _Ratio(1.0, origin, uncertainty, False)
+            return _Prepared(model, lambda nbytes: plain, fabric.path)
+        return _Prepared(model, correction, fabric.path)
 
     def _model(
         self, kind: CollectiveKind, ranks: int, devices: tuple[int, ...] | None, *, scaled: bool
     ) -> tuple[_Model, Origin]:
         """Return the model's cost by message size, and its origin."""
+        library = self.profile.library
         fabric = self._fabric(ranks, devices, scaled=scaled)
-        library, table = self.profile.library, self.profile.point_to_point
-        origin: Origin = "assumed" if fabric.assumed else "modelled"
-        gpu = self.cluster.device.kind == "gpu"
-        if library is not None and library.name == "nccl" or library is None and gpu:
-            candidates: tuple[collectives.Candidate, ...] = ()
-            if library is not None and library.protocols:
-                candidates = collectives.nccl_candidates(kind, fabric, library.protocols)
-                origin = weakest(origin, "modelled", library.origin)
-            if not candidates:
-                origin = "assumed"
-                steps = (2 if kind == "all_reduce" else 1) * (ranks - 1)
-                slope = collectives.bus_share(kind, ranks) / fabric.ring_bytes_per_s
-                candidates = (collectives.Candidate("ring", steps * ASSUMED_STEP_S, slope),)
-            return (lambda nbytes: collectives.cheapest(candidates, nbytes)), origin
-        reduce_rate = library.reduce_bytes_per_s if library is not None else 0.0
-        scale = self.link_scale.get(self.cluster.interconnect.kind, 1.0) if scaled and self.cluster.interconnect else 1.0
-        if table is not None:
-            first = table.points[0][1]
-            points = [(size, first + (time - first) / scale) for size, time in table.points]
-            origin = weakest("modelled", table.origin, library.origin if library is not None else "assumed")
+        if library.name == "nccl" if library is not None else self.cluster.device.kind == "gpu":
+            return self._nccl(kind, fabric)
+        return self._mpi(kind, fabric, self.link_scale if scaled else {})
+
+    def _nccl(self, kind: CollectiveKind, fabric: fabrics.Fabric) -> tuple[_Model, Origin]:
+        library = self.profile.library
+        candidates = collectives.nccl_candidates(kind, fabric, library.protocols if library is not None else ())
+        if library is not None and candidates:
+            origin = weakest("modelled", library.origin, "assumed" if fabric.assumed else "modelled")
         else:
             origin = "assumed"
-            start = ASSUMED_LATENCY_S + (2 * float(self.cluster.interconnect.latency) if self.cluster.interconnect else 0.0)
-            points = [(0.0, start), (1e9, start + 1e9 / min(fabric.ring_bytes_per_s, 1e12))]
-        extra = fabric.net_extra_s
+            steps = (2 if kind == "all_reduce" else 1) * (fabric.ranks - 1)
+            slope = collectives.bus_share(kind, fabric.ranks) / fabric.ring_bytes_per_s
+            candidates = (collectives.Candidate("ring", steps * ASSUMED_STEP_S, slope),)
+        return (lambda nbytes: collectives.cheapest(candidates, nbytes)), origin
+
+    def _mpi(self, kind: CollectiveKind, fabric: fabrics.Fabric, scale: Mapping[str, float]) -> tuple[_Model, Origin]:
+        library, table, joint = self.profile.library, self.profile.point_to_point, self.cluster.interconnect
+        reduce_rate = library.reduce_bytes_per_s if library is not None else 0.0
+        if table is not None:
+            faster = scale.get(joint.kind, 1.0) if joint is not None else 1.0
+            first = table.points[0][1]
+            points = [(size, first + (time - first) / faster) for size, time in table.points]
+            origin = weakest("modelled", table.origin)
+        else:
+            start = ASSUMED_LATENCY_S + (2 * float(joint.latency) if joint is not None else 0.0)
+            points = [(0.0, start), (1e9, start + 1e9 / fabric.ring_bytes_per_s)]
+            origin = "assumed"
+        ranks, extra = fabric.ranks, fabric.net_extra_s
         return (lambda nbytes: collectives.mpi(kind, ranks, nbytes, points, reduce_rate, extra)), origin
 
-    def _correction(
-        self, kind: CollectiveKind, ranks: int, nodes: int, base: _Model
-    ) -> Callable[[float], _Ratio] | None:
+    def _correction(self, kind: CollectiveKind, ranks: int, nodes: int) -> _Correction | None:
         """Return measured / modelled by message size, from the strongest entry that the profile has; see above."""
-        for entry in self.profile.curves:
+        for entry in (*self.profile.curves, *self.profile.lines):
             if (entry.kind, entry.ranks, entry.nodes) == (kind, ranks, nodes):
-                return _curve_ratio(entry, base)
-        for line in self.profile.lines:
-            if (line.kind, line.ranks, line.nodes) == (kind, ranks, nodes):
-                return _line_ratio(line, base)
-        others = sorted(
-            (
-                entry
-                for entry in self.profile.curves
-                if entry.kind == kind and entry.ranks > 1 and (entry.nodes == nodes or _one_a_node(entry, ranks, nodes))
-            ),
-            key=lambda entry: entry.ranks,
-        )
+                base = self._model(kind, ranks, None, scaled=False)[0]
+                return _curve_ratio(entry, base) if isinstance(entry, Curve) else _line_ratio(entry, base)
+        others: dict[int, _Correction] = {}
+        for curve in sorted(self.profile.curves, key=lambda curve: curve.ranks):
+            alike = curve.nodes == nodes or (ranks == nodes and curve.ranks == curve.nodes)
+            if curve.kind == kind and curve.ranks > 1 and alike:
+                devices = self._spread(curve.ranks, curve.nodes)
+                if devices is not None:
+                    base = self._model(kind, curve.ranks, devices, scaled=False)[0]
+                    others[curve.ranks] = _curve_ratio(curve, base)
         if others:
-            ratios = []
-            for entry in others:
-                grown = self if entry.ranks <= self.cluster.size or entry.nodes == entry.ranks else None
-                if grown is not None:
-                    ratios.append((entry.ranks, _curve_ratio(entry, self._model(kind, entry.ranks, None, scaled=False)[0])))
-            if ratios:
-                return _between_ranks(ratios, ranks)
+            return _between_ranks(list(others.items()), ranks)
         if kind in ("reduce_scatter", "all_gather"):
-            same = self._correction(
-                "all_reduce", ranks, nodes, self._model("all_reduce", ranks, None, scaled=False)[0]
-            )
+            same = self._correction("all_reduce", ranks, nodes)
             if same is not None:
                 return lambda nbytes: _weaker(same(nbytes))
         return None
 
+    def _spread(self, ranks: int, nodes: int) -> tuple[int, ...] | None:
+        """Return the devices of *ranks* dealt out evenly to *nodes*, None if the cluster is too small."""
+        per_node = len(self.cluster.devices)
+        many = self.cluster.device.kind == "cpu" or nodes <= self.cluster.nodes
+        if ranks % nodes or ranks // nodes > per_node or not many:
+            return None
+        return tuple(node * per_node + device for node in range(nodes) for device in range(ranks // nodes))
 
-def _one_a_node(entry: Curve, ranks: int, nodes: int) -> bool:
-    return ranks == nodes and entry.ranks == entry.nodes
 
-
-def _nothing(nbytes: float) -> Cost:
-    """The cost of a collective of one rank."""
-    return Cost(0.0, 0.0, "none")
-
-
-def _curve_ratio(curve: Curve, base: _Model) -> Callable[[float], _Ratio]:
+def _curve_ratio(curve: Curve, base: _Model) -> _Correction:
     """Return g: linear in log bytes between the points of *curve*, held beyond them."""
     sizes = [math.log(size) for size, _ in curve.points]
     ratios = [time / base(size).seconds for size, time in curve.points]
@@ -278,7 +274,9 @@ def _curve_ratio(curve: Curve, base: _Model) -> Callable[[float], _Ratio]:
     return ratio
 
 
-def _line_ratio(line: Latency, base: _Model) -> Callable[[float], _Ratio]:
+def _line_ratio(line: Latency, base: _Model) -> _Correction:
+    """Return g of a line a + b S."""
+
     def ratio(nbytes: float) -> _Ratio:
         factor = (line.latency_s + nbytes * line.seconds_per_byte) / base(nbytes).seconds
         return _Ratio(factor, line.origin, line.uncertainty, False)
@@ -286,9 +284,7 @@ def _line_ratio(line: Latency, base: _Model) -> Callable[[float], _Ratio]:
     return ratio
 
 
-def _between_ranks(
-    ratios: Sequence[tuple[int, Callable[[float], _Ratio]]], ranks: int
-) -> Callable[[float], _Ratio]:
+def _between_ranks(ratios: Sequence[tuple[int, _Correction]], ranks: int) -> _Correction:
     """Return g for a number of ranks without a curve: linear in log ranks between its neighbours, held beyond."""
     above = next((place for place, (count, _) in enumerate(ratios) if count > ranks), len(ratios))
     low, high = ratios[max(0, above - 1)], ratios[min(above, len(ratios) - 1)]

@@ -1,0 +1,123 @@
+"""Finds what a name or a file stands for: workloads, clusters, profiles.
+
+Workloads and clusters are shipped with simgd, profiles with calibration, which makes them. A name may also be the path
+of a file.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from importlib.resources import files as resources
+from importlib.resources.abc import Traversable
+from typing import TypeVar
+
+from simgd import fabrics, files
+from simgd.errors import ClusterError, FileError, unknown
+from simgd.profile import Profile
+from simgd.topology import Cluster
+from simgd.workload import Workload
+
+T = TypeVar("T")
+
+_FOLDERS: dict[str, tuple[str, str, str]] = {
+    "workload": ("simgd", "data/workloads", ".toml"),
+    "cluster": ("simgd", "data/clusters", ".toml"),
+    "profile": ("calibration", "profiles", ".json"),
+}
+
+
+def _folder(what: str) -> Traversable:
+    package, folder, _ = _FOLDERS[what]
+    place: Traversable = resources(package)
+    for part in folder.split("/"):
+        place = place / part
+    return place
+
+
+@lru_cache
+def names(what: str) -> tuple[str, ...]:
+    """Return the names of all shipped workloads, clusters or profiles."""
+    suffix = _FOLDERS[what][2]
+    return tuple(
+        sorted(item.name.removesuffix(suffix) for item in _folder(what).iterdir() if item.name.endswith(suffix))
+    )
+
+
+def is_file(name: str) -> bool:
+    """Say whether *name* is meant as the path of a file."""
+    return name.endswith((".toml", ".json", ".json.gz", ".csv")) or "/" in name
+
+
+@lru_cache(maxsize=256)
+def _shipped(what: str, name: str) -> object:
+    if name not in names(what):
+        raise unknown(what, name, names(what), f"`simgd list {what}s` shows all")
+    suffix = _FOLDERS[what][2]
+    content = (_folder(what) / f"{name}{suffix}").read_bytes()
+    kind = {"workload": Workload, "cluster": Cluster, "profile": Profile}[what]
+    return files.parse(content, kind, where=f"{name}{suffix}", toml=suffix == ".toml")
+
+
+def workload(name: str) -> Workload:
+    """Return a workload by its name or file."""
+    if is_file(name):
+        return files.read(name, Workload)
+    found = _shipped("workload", name)
+    assert isinstance(found, Workload)
+    return found
+
+
+def cluster(name: str) -> Cluster:
+    """Return a cluster by its name, ``NAME:NODES``, or file; of a profile's file, the cluster it was measured on.
+
+    Raises ClusterError if the number of nodes is none.
+    """
+    if is_file(name):
+        if not name.endswith(".toml"):
+            return files.read(name, Profile).cluster
+        return files.read(name, Cluster)
+    base, colon, count = name.partition(":")
+    found = _shipped("cluster", base)
+    assert isinstance(found, Cluster)
+    if not colon:
+        return found
+    if not (count.isascii() and count.isdecimal() and 0 < int(count[:9]) and len(count) < 8):
+        raise ClusterError(f"cluster {name!r}: {count!r} is not a number of nodes; write {base}:4")
+    return fabrics.resized(found, int(count))
+
+
+def profile(name: str) -> Profile:
+    """Return a profile by its name or file."""
+    if is_file(name):
+        return files.read(name, Profile)
+    found = _shipped("profile", name)
+    assert isinstance(found, Profile)
+    return found
+
+
+def profile_for(on: str, cluster_: Cluster, given: Sequence[str]) -> Profile:
+    """Return the costs for the machine named *on*: the *given* profiles, the later winning entry by entry, else the
+    shipped one of that name, else what the cluster's own data sheet says.
+
+    Raises FileError if a given profile speaks of another device than the cluster has.
+    """
+    if given:
+        profiles = [profile(name) for name in given]
+        for name, each in zip(given, profiles, strict=True):
+            if each.cluster.device.name != cluster_.device.name:
+                raise FileError(
+                    f"{name}: speaks of {each.cluster.device.name}, but cluster {cluster_.name!r} has "
+                    f"{cluster_.device.name}; give the profile of that device"
+                )
+        merged = profiles[0]
+        for later in profiles[1:]:
+            merged = merged.updated(later)
+        return merged
+    if is_file(on):
+        if not on.endswith(".toml"):
+            return profile(on)
+        base = cluster_.name
+    else:
+        base = on.partition(":")[0]
+    if base in names("profile"):
+        return profile(base)
+    return Profile(name=f"nominal {cluster_.name}", cluster=cluster_)

@@ -1,0 +1,269 @@
+"""Predicts: from a job and a machine, the steady iteration of each schedule, what it costs and what binds it.
+
+Model
+    The steady period is simulated with interference. Its interval comes from the cycle ratio, which has no
+    interference and is exact: the period with every cost at the low or the high end of its own 90 % interval, relative
+    to the period as it is. All costs of one machine are wrong together, so their ends are taken together.
+
+    One iteration and the median of a run differ only by jitter, which a profile states as the sigma of log-normal
+    factors; ranks wait for the slowest of p, so the interval's ends move with the extremes of p draws.
+"""
+
+import math
+from collections.abc import Sequence
+from statistics import NormalDist
+
+from simgd import units
+from simgd.costs import LayerCosts, peak_memory_bytes
+from simgd.errors import ProfileError
+from simgd.files import Value
+from simgd.job import Job
+from simgd.plan import plan
+from simgd.pricing import Part, Priced, Prices, WhatIf
+from simgd.profile import Jitter, Origin, Profile
+from simgd.schedule import Schedule
+from simgd.simulator import Steady, steady
+from simgd.soundness import Derived, derive
+from simgd.steady_state import Cycle, EventGraph
+from simgd.topology import Cluster
+
+
+class Prediction(Value, frozen=True, kw_only=True, omit_defaults=False):
+    """What one schedule does on so many ranks; times in seconds, memory in bytes, as DESIGN's contract names them.
+
+    `compute_s` is the steady period with communication free, `communication_s` the sum of the schedule's collectives,
+    each alone, `exposed_communication_s` the rest of the iteration beyond compute, `host_stall_s` the time for which
+    the compute lane is idle because nothing was issued. `origins` says what each part rests on; `origin` is the
+    weakest. `repeats` is False where no steady state was found, and the period is then a mean.
+    """
+
+    workload: str
+    cluster: str
+    profile: str
+    ranks: int
+    schedule: str
+    batch_per_rank: int
+    iteration_s: float
+    iteration_low_s: float
+    iteration_high_s: float
+    median_low_s: float
+    median_high_s: float
+    samples_per_s: float
+    speedup_over_sync: float
+    speedup_over_baseline: float
+    speedup_over_one: float
+    efficiency: float
+    compute_s: float
+    communication_s: float
+    exposed_communication_s: float
+    host_stall_s: float
+    staleness: int
+    peak_memory_bytes: float
+    memory_fits: bool
+    bound_by: str
+    origin: Origin
+    extrapolated: bool
+    origins: dict[str, Origin]
+    baseline: str
+    algorithms: tuple[str, ...]
+    repeats: bool
+    steady_iterations: int
+    warm_up_iterations: int
+
+
+class Studied(Value, frozen=True, kw_only=True):
+    """One schedule on so many ranks, with everything that was computed on the way."""
+
+    prices: Prices
+    schedule: Schedule
+    derived: Derived
+    priced: Priced
+    steady: Steady
+
+    @property
+    def period_s(self) -> float:
+        """The steady period in seconds."""
+        return float(self.steady.period_ps) / units.PS_PER_S
+
+    def graph(self, what_if: WhatIf | None = None) -> EventGraph:
+        """Return the timed event graph, perhaps on another machine."""
+        priced = self.priced if what_if is None else self.prices.price(self.schedule, what_if)
+        return EventGraph(self.schedule, self.derived, priced.timing)
+
+    def period_if(self, what_if: WhatIf) -> float:
+        """Return the steady period on another machine, in seconds."""
+        timing = self.prices.price(self.schedule, what_if).timing
+        return float(steady(self.schedule, self.derived, timing).period_ps) / units.PS_PER_S
+
+
+class Machine:
+    """A cluster with its profile, and what was already computed for one job on it."""
+
+    def __init__(self, cluster: Cluster, profile: Profile, *, devices: tuple[int, ...] | None = None) -> None:
+        self.cluster = cluster
+        self.profile = profile
+        self.devices = devices
+        self._layers: dict[tuple[str, int, int, str], LayerCosts] = {}
+        self._plans: dict[tuple[str, Job], tuple[Schedule, Derived]] = {}
+
+    def prices(self, job: Job, ranks: int) -> Prices:
+        """Return what ops cost on *ranks* ranks."""
+        key = (job.workload.name, job.batch, job.tokens, job.dtype)
+        if key not in self._layers:
+            self._layers[key] = LayerCosts(job, self.profile)
+        devices = self.devices[:ranks] if self.devices is not None else None
+        return Prices(job, self.cluster, self.profile, ranks, devices=devices, layers=self._layers[key])
+
+    def study(self, schedule: str | Schedule, job: Job, ranks: int, what_if: WhatIf | None = None) -> Studied:
+        """Plan, check, price and simulate one schedule."""
+        prices = self.prices(job, ranks)
+        planned = plan(schedule, job.workload, prices) if isinstance(schedule, str) else schedule
+        derived = derive(planned, job.workload)
+        priced = prices.price(planned, what_if or WhatIf())
+        found = steady(planned, derived, priced.timing)
+        return Studied(prices=prices, schedule=planned, derived=derived, priced=priced, steady=found)
+
+
+def predict(
+    machine: Machine,
+    job: Job,
+    ranks: Sequence[int],
+    schedules: Sequence[str | Schedule],
+    *,
+    baseline: str | Schedule = "bucketed:25MiB",
+    global_batch: int | None = None,
+) -> tuple[Prediction, ...]:
+    """Return the predictions, ranks by ranks and schedule by schedule.
+
+    With *global_batch* the batch of one rank is its share, which must be whole; else every rank has the job's batch.
+    Raises a SimgdError where the machine has no such ranks or a cost is missing.
+    """
+    one = _one_rank_rate(machine, job if global_batch is None else _with_batch(job, global_batch, 1))
+    found: list[Prediction] = []
+    for count in ranks:
+        here = job if global_batch is None else _with_batch(job, global_batch, count)
+        sync = machine.study("sync", here, count)
+        base = sync if baseline == "sync" else machine.study(baseline, here, count)
+        known = {study.schedule.name: study for study in (sync, base)}
+        for schedule in schedules:
+            name = schedule if isinstance(schedule, str) else schedule.name
+            study = known.get(name) or machine.study(schedule, here, count)
+            found.append(_prediction(machine, here, study, sync, base, one))
+    return tuple(found)
+
+
+def _with_batch(job: Job, global_batch: int, ranks: int) -> Job:
+    if global_batch % ranks:
+        raise ProfileError(f"--global-batch {global_batch}: is not a multiple of {ranks} ranks")
+    return Job(
+        workload=job.workload,
+        batch=global_batch // ranks,
+        tokens=job.tokens,
+        dtype=job.dtype,
+        wire=job.wire,
+        optimizer=job.optimizer,
+    )
+
+
+def _one_rank_rate(machine: Machine, job: Job) -> float:
+    """Return the samples a second of one rank on its own, which has nobody to talk to."""
+    return job.batch / machine.study("sync", job, 1).period_s
+
+
+def _prediction(machine: Machine, job: Job, study: Studied, sync: Studied, base: Studied, one: float) -> Prediction:
+    ranks = study.prices.ranks
+    period = study.period_s
+    rate = ranks * job.batch / period
+    cycle = study.graph().critical_cycle()
+    low, high = (
+        _scaled_period(study, sway) * period / float(cycle.period_ps) if study.priced.timing.in_flight == 1 else period
+        for sway in (-1.0, 1.0)
+    )
+    jitter = machine.profile.jitter
+    (first, last), (median_first, median_last) = _jitter_ends(jitter, ranks)
+    compute = study.period_if(WhatIf(free_communication=True)) if ranks > 1 else period
+    memory = peak_memory_bytes(study.schedule, job, machine.profile)
+    return Prediction(
+        workload=job.workload.name,
+        cluster=machine.cluster.name,
+        profile=machine.profile.name,
+        ranks=ranks,
+        schedule=study.schedule.name,
+        batch_per_rank=job.batch,
+        iteration_s=period,
+        iteration_low_s=low * first,
+        iteration_high_s=high * last,
+        median_low_s=low * median_first,
+        median_high_s=high * median_last,
+        samples_per_s=rate,
+        speedup_over_sync=sync.period_s / period,
+        speedup_over_baseline=base.period_s / period,
+        speedup_over_one=rate / one,
+        efficiency=rate / one / ranks,
+        compute_s=compute,
+        communication_s=study.priced.collective_s,
+        exposed_communication_s=period - compute,
+        host_stall_s=float(study.steady.host_stall_ps) / units.PS_PER_S,
+        staleness=max(study.derived.staleness.values(), default=0),
+        peak_memory_bytes=memory,
+        memory_fits=memory <= machine.cluster.device.memory,
+        bound_by=bound_by(study, cycle),
+        origin=study.priced.origin,
+        extrapolated=study.priced.extrapolated,
+        origins=dict(study.priced.origins),  # type: ignore[arg-type]
+        baseline=base.schedule.name,
+        algorithms=study.priced.algorithms,
+        repeats=study.steady.repeats,
+        steady_iterations=study.steady.iterations,
+        warm_up_iterations=study.steady.warm_up,
+    )
+
+
+def _scaled_period(study: Studied, sway: float) -> float:
+    return float(study.graph(WhatIf(sway=sway)).critical_cycle().period_ps)
+
+
+def _jitter_ends(jitter: Jitter | None, ranks: int) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Return the factors of the 5 % and 95 % quantiles of one iteration, and of a run's median, over the period.
+
+    The slowest of p log-normal factors lies below x with probability F(x)**p. A run's median keeps only what differs
+    between ranks.
+    """
+    if jitter is None:
+        return (1.0, 1.0), (1.0, 1.0)
+    both = math.hypot(jitter.iteration_sigma, jitter.rank_sigma)
+
+    def ends(sigma: float) -> tuple[float, float]:
+        if not sigma:
+            return 1.0, 1.0
+        quantiles = [NormalDist().inv_cdf(part ** (1 / ranks)) for part in (0.05, 0.95)]
+        return math.exp(sigma * quantiles[0]), math.exp(sigma * quantiles[1])
+
+    return ends(both), ends(jitter.rank_sigma)
+
+
+def shares(study: Studied, cycle: Cycle) -> dict[Part, float]:
+    """Return the seconds of each part on the critical cycle."""
+    kinds: dict[str, Part] = {
+        "forward": "forward",
+        "backward": "backward",
+        "communicate": "communication",
+        "update": "update",
+        "map": "update",
+        "wait": "host",
+    }
+    works = {op.name: op.work for op in study.schedule.ops}
+    found: dict[Part, float] = {}
+    lags = sum(step.lag for step in cycle.steps)
+    for step in cycle.steps:
+        part: Part = "host" if step.issue else kinds[str(works[step.op].__struct_config__.tag)]
+        found[part] = found.get(part, 0.0) + step.cost_ps / units.PS_PER_S / lags
+    return found
+
+
+def bound_by(study: Studied, cycle: Cycle) -> str:
+    """Return what most of the critical cycle is: compute, communication, update or host."""
+    found = shares(study, cycle)
+    compute = found.pop("forward", 0.0) + found.pop("backward", 0.0)
+    ordered = sorted({"compute": compute, **found}.items(), key=lambda item: -item[1])
+    return ordered[0][0]

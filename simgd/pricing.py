@@ -1,0 +1,218 @@
+"""Puts a price on every op of a schedule: the one place where workload, machine and schedule meet.
+
+`Prices` holds what does not depend on the schedule; `price` turns a schedule into a `Timing`, for the simulator and
+the cycle ratio, and says what each part of it rests on. A `WhatIf` makes links, the device or the host faster, or moves
+every cost to one end of its interval.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Literal, assert_never
+
+from simgd import costs, units
+from simgd.costs import Estimate, LayerCosts
+from simgd.job import Job
+from simgd.network import Call, Demand, Network
+from simgd.profile import Execution, Origin, Profile, weakest
+from simgd.schedule import Backward, Communicate, Forward, Map, Op, Schedule, Update, Wait
+from simgd.timing import ONE, OpTime, Timing
+from simgd.topology import Cluster
+
+#: What a cost is a cost of; "update" counts copies too.
+Part = Literal["forward", "backward", "update", "communication", "host", "interference"]
+
+WIRE_BYTES = {"float32": 4, "bfloat16": 2}
+
+_DEFAULT_EXECUTION = Execution(origin="assumed", source="no entry in the profile: streams of one GPU, waits on device")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WhatIf:
+    """Another machine: kinds of links, the device and the host so many times as fast; `sway` from -1 to 1 moves every
+    cost from the low to the high end of its 90 % interval."""
+
+    links: Mapping[str, float] = field(default_factory=dict)
+    device: float = 1.0
+    host: float = 1.0
+    sway: float = 0.0
+    free_communication: bool = False
+
+
+AS_IT_IS = WhatIf()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Priced:
+    """A schedule's costs; `origins` says what each part rests on, `collective_s` sums its collectives, each alone."""
+
+    timing: Timing
+    origins: Mapping[Part, Origin]
+    extrapolated: bool
+    collective_s: float
+    algorithms: tuple[str, ...]
+    path: str
+
+    @property
+    def origin(self) -> Origin:
+        """The weakest origin of all that went in."""
+        return weakest(*self.origins.values())
+
+
+class Prices:
+    """What ops cost for one job on *ranks* ranks of one machine; *devices* names the devices if not the first ones."""
+
+    def __init__(
+        self,
+        job: Job,
+        cluster: Cluster,
+        profile: Profile,
+        ranks: int,
+        *,
+        devices: tuple[int, ...] | None = None,
+        layers: LayerCosts | None = None,
+    ) -> None:
+        self.job = job
+        self.cluster = cluster
+        self.profile = profile
+        self.ranks = ranks
+        self.devices = devices
+        self.layers = layers or LayerCosts(job, profile)
+        self.network = Network(cluster, profile)
+        self.execution = profile.execution or _DEFAULT_EXECUTION
+        self._layer = {layer.name: layer for layer in job.workload.layers}
+
+    def demand(self, nbytes: int, kind: str = "all_reduce", network: Network | None = None) -> Demand:
+        """Return what one collective of *nbytes* asks of the network."""
+        call = Call(kind, nbytes, self.ranks, self.devices)  # type: ignore[arg-type]
+        return (network or self.network).demand(call)
+
+    def price(self, schedule: Schedule, what_if: WhatIf = AS_IT_IS) -> Priced:
+        """Return the costs of every op of *schedule*."""
+        network = Network(self.cluster, self.profile, what_if.links) if what_if.links else self.network
+        pricing = _Pricing(self, schedule, what_if, network)
+        times = {op.name: pricing.op(op, first=place == 0) for place, op in enumerate(schedule.ops)}
+        timing = Timing(
+            ops=times,
+            merged=self.execution.merged,
+            wait_blocks_host=self.execution.wait_blocks_host,
+            in_flight=self.execution.in_flight,
+            run_ahead=self.execution.run_ahead,
+        )
+        return Priced(
+            timing=timing,
+            origins=pricing.origins,
+            extrapolated=pricing.extrapolated,
+            collective_s=pricing.collective_s,
+            algorithms=tuple(pricing.algorithms),
+            path=pricing.path,
+        )
+
+
+class _Pricing:
+    """One pass over the ops of a schedule, collecting what the costs rest on."""
+
+    def __init__(self, prices: Prices, schedule: Schedule, what_if: WhatIf, network: Network) -> None:
+        self.prices = prices
+        self.what_if = what_if
+        self.network = network
+        self.buckets = {bucket.name: bucket for bucket in schedule.buckets}
+        self.collectives = {op.name for op in schedule.ops if isinstance(op.work, Communicate)}
+        self.host = costs.host(prices.profile)
+        self.alone = prices.ranks == 1 or what_if.free_communication
+        self.path = "" if prices.ranks == 1 else prices.demand(1).path
+        self.origins: dict[Part, Origin] = {}
+        self.extrapolated = False
+        self.collective_s = 0.0
+        self.algorithms: dict[str, None] = {}
+
+    def op(self, op: Op, *, first: bool) -> OpTime:
+        """Return the costs of one op."""
+        issue_s = self.host.iteration if first else 0.0
+        job, profile = self.prices.job, self.prices.profile
+        if any(dep.op in self.collectives for dep in op.after) and not self.alone:
+            issue_s += self.host.wait
+        match op.work:
+            case Forward(layers=layers):
+                return self._pass(layers, "forward", issue_s)
+            case Backward(layers=layers):
+                return self._pass(layers, "backward", issue_s)
+            case Communicate():
+                return self._collective(op.work, issue_s)
+            case Update(bucket=bucket, part=part):
+                share = 1 if part == "all" else self.prices.ranks
+                estimate = costs.update_s(-(-self.buckets[bucket].elements // share), job, profile)
+                return self._local(estimate, issue_s + self.host.update)
+            case Map(bucket=bucket):
+                return self._local(costs.copy_s(self.buckets[bucket].elements, profile), issue_s + self.host.copy)
+            case Wait():
+                return OpTime(issue_ps=self._host_ps(issue_s), run_ps=self._host_ps(self.host.wait))
+            case _ as never:
+                assert_never(never)
+
+    def _pass(self, layers: tuple[str, ...], direction: Literal["forward", "backward"], issue_s: float) -> OpTime:
+        run_ps, slowed, slows = 0, ONE, ONE
+        for name in layers:
+            layer = self.prices._layer[name]
+            work = layer.forward if direction == "forward" else layer.backward
+            kernels = work.kernels if work is not None else 1
+            issue_s += kernels * (self.host.forward_kernel if direction == "forward" else self.host.backward_kernel)
+            run_ps += self._device_ps(self._noted(direction, self.prices.layers.of(name, direction)))
+            if not self.alone:
+                mine, theirs = self.prices.layers.compute_factor(layer, direction, self.path)
+                slowed, slows = max(slowed, mine), max(slows, theirs)
+        return self._beside(OpTime(issue_ps=self._host_ps(issue_s), run_ps=run_ps, slowed=slowed, slows=slows), "matrix")
+
+    def _local(self, estimate: Estimate, issue_s: float) -> OpTime:
+        run_ps = self._device_ps(self._noted("update", estimate))
+        slowed, slows = (ONE, ONE) if self.alone else costs.interference(self.prices.profile, "memory", self.path)
+        time = OpTime(issue_ps=self._host_ps(issue_s), run_ps=run_ps, slowed=slowed, slows=slows)
+        return self._beside(time, "memory")
+
+    def _beside(self, time: OpTime, compute: Literal["matrix", "memory"]) -> OpTime:
+        """Note what a local op does to collectives: interference, and progress that needs this rank's CPU."""
+        if self.alone:
+            return time
+        entry = costs.interference_entry(self.prices.profile, compute, self.path)
+        if entry is not None:
+            self._note("interference", entry.origin)
+        progress = self.prices.execution.progress
+        if progress == 1:
+            return time
+        self._note("interference", self.prices.execution.origin)
+        slows = time.slows / Fraction(progress).limit_denominator(100)
+        return OpTime(issue_ps=time.issue_ps, run_ps=time.run_ps, slowed=time.slowed, slows=slows)
+
+    def _collective(self, work: Communicate, issue_s: float) -> OpTime:
+        if self.alone:
+            return OpTime(issue_ps=self._host_ps(issue_s))
+        nbytes = self.buckets[work.bucket].elements * WIRE_BYTES[work.wire]
+        demand = self.prices.demand(nbytes, work.collective, self.network)
+        self._note("communication", demand.origin)
+        self.extrapolated |= demand.extrapolated
+        self.collective_s += demand.solo_s
+        self.algorithms[demand.algorithm] = None
+        sway = 1 + self.what_if.sway * demand.uncertainty
+        return OpTime(
+            issue_ps=self._host_ps(issue_s + self.host.collective),
+            run_ps=units.picoseconds(demand.solo_s * sway),
+            latency_ps=units.picoseconds(demand.latency_s * sway),
+            use=demand.use,
+        )
+
+    def _noted(self, part: Part, estimate: Estimate) -> Estimate:
+        self._note(part, estimate.origin)
+        self.extrapolated |= estimate.extrapolated
+        return estimate
+
+    def _note(self, part: Part, origin: Origin) -> None:
+        self.origins[part] = weakest(self.origins.get(part, "measured"), origin)
+
+    def _device_ps(self, estimate: Estimate) -> int:
+        sway = 1 + self.what_if.sway * estimate.uncertainty
+        return units.picoseconds(estimate.seconds * sway / self.what_if.device)
+
+    def _host_ps(self, issue_s: float) -> int:
+        self._note("host", self.host.origin)
+        sway = 1 + self.what_if.sway * self.host.uncertainty
+        return units.picoseconds(issue_s * sway / self.what_if.host)
