@@ -11,7 +11,6 @@ Model
 
 import argparse
 import importlib.metadata
-
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
@@ -21,7 +20,7 @@ import torch
 
 from calibration.tracing import Direction, Step, Tally, trace
 from executor.networks import NETWORKS
-from executor.networks.case import Case, load
+from executor.networks.case import ROOT, Case, load
 from simgd import files
 from simgd.errors import SimgdError, WorkloadError
 from simgd.workload import Amount, Layer, Scalar, Source, Tensor, Work, Workload
@@ -83,7 +82,7 @@ def count(case: Case, *, name: str, source: Source | None = None) -> Workload:
             shared=tuple(tensor for tensor in first.uses[layer] if owner[tensor] != layer and tensor in arrival),
             forward=fit.work(layer, "forward"),
             backward=fit.work(layer, "backward"),
-            kept=fit.amount(f"bytes kept by {layer!r}", lambda step, layer=layer: step.kept.get(layer, 0)),
+            kept=fit.kept(layer),
         )
         for layer in layers
     )
@@ -131,7 +130,7 @@ def _layers(case: Case, step: Step, where: str) -> list[str]:
             )
     if len(step.arrived) != len(set(step.arrived)):
         raise WorkloadError(f"{where}: a gradient arrives twice in one backward pass")
-    layers = [layer for layer in ["", *step.layers] if any(name in step.arrived for name in step.uses.get(layer, []))]
+    layers = [layer for layer in [ROOT, *step.layers] if any(name in step.arrived for name in step.uses.get(layer, []))]
     for layer in layers:
         if step.calls.get(layer, 1) > 1:
             raise WorkloadError(
@@ -175,11 +174,17 @@ class _Fit:
                 f"{self._where}: layer {layer!r} launches {min(kernels)} to {max(kernels)} kernels {direction}, "
                 "by the size of the inputs; the number must not depend on it"
             )
+        what = f"{direction} of {layer!r}"
         amounts = {
-            name: self.amount(f"{name} {direction} of {layer!r}", lambda step, name=name: getattr(tally(step), name))
-            for name in ("flops", "matrix_bytes", "bytes")
+            "flops": self.amount(f"FLOPs {what}", lambda step: tally(step).flops),
+            "matrix_bytes": self.amount(f"bytes of products {what}", lambda step: tally(step).matrix_bytes),
+            "bytes": self.amount(f"bytes {what}", lambda step: tally(step).bytes),
         }
         return Work(**{name: found for name, found in amounts.items() if found != Amount()}, kernels=kernels.pop())
+
+    def kept(self, layer: str) -> Amount:
+        """Return the bytes that a layer keeps for its backward pass."""
+        return self.amount(f"bytes kept by {layer!r}", lambda step: step.kept.get(layer, 0))
 
     def amount(self, what: str, of: Callable[[Step], int]) -> Amount:
         """Return the polynomial through ``of(step)`` of every step; *what* names it in errors."""

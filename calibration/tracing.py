@@ -32,7 +32,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry
 
-from executor.networks.case import Case, one_line
+from executor.networks.case import ROOT, Case, one_line
 from simgd.errors import WorkloadError
 
 aten = torch.ops.aten
@@ -42,8 +42,12 @@ Direction = Literal["forward", "backward"]
 #: They give memory and launch nothing.
 _FREE = {aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty, aten.new_empty_strided, aten._unsafe_view}
 
-#: These overwrite their first argument without reading it.
-_OVERWRITE = {aten.copy_, aten.fill_, aten.zero_, aten.bernoulli_, aten.normal_, aten.uniform_, aten.random_}
+#: These overwrite, or only look like, their first argument: they do not read it.
+_OVERWRITE = {
+    *(aten.copy_, aten.fill_, aten.zero_, aten.bernoulli_, aten.normal_, aten.uniform_, aten.random_),
+    *(aten.ones_like, aten.zeros_like, aten.full_like, aten.rand_like, aten.randn_like),
+    *(aten.new_ones, aten.new_zeros, aten.new_full),
+}
 
 #: These read of the argument at this place only as much as they return.
 _LOOKUP = {aten.embedding: 0, aten.index_select: 0, aten.index: 0, aten.gather: 0, aten.nll_loss_forward: 0}
@@ -86,7 +90,7 @@ def trace(case: Case, *, batch: int, tokens: int, layers: list[str] | None = Non
     *layers* are the modules that use parameters, as an earlier trace found them; without them the `work` and `kept` of
     the result are of no use.
     """
-    recorder = _Recorder(case.module, layers or [])
+    recorder = _Recorder(case.module, layers or [], where)
     case.module.train()
     case.module.zero_grad(set_to_none=True)
     try:
@@ -112,17 +116,17 @@ def trace(case: Case, *, batch: int, tokens: int, layers: list[str] | None = Non
     return recorder.step
 
 
-class _Recorder(TorchDispatchMode):
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sees every operation below autograd, and adds it to the layer that it belongs to."""
 
-    def __init__(self, module: nn.Module, layers: list[str]) -> None:
-        super().__init__()
+    def __init__(self, module: nn.Module, layers: list[str], where: str) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
         self.step = Step()
         self.direction: Direction = "forward"
-        self._module = module
+        self._module, self._where = module, where
         self._is_layer = dict.fromkeys(layers, True)
-        self._stack = [""]  # names of the modules that run, innermost last; "" is the whole one
-        self._current = layers[0] if layers else ""
+        self._stack = [ROOT]  # names of the modules that run, innermost last
+        self._current = layers[0] if layers else ROOT
         # A node of the autograd graph with number n belongs to the last layer whose start is at most n.
         self._starts, self._started = [-1], [self._current]
         self._parameters = {_storage(parameter): name for name, parameter in module.named_parameters()}
@@ -140,9 +144,9 @@ class _Recorder(TorchDispatchMode):
                 hooks.append(module.register_forward_hook(lambda *_: self._leave(), always_call=True))
         for name, parameter in self._module.named_parameters():
             if parameter.requires_grad:
-                hooks.append(
-                    parameter.register_post_accumulate_grad_hook(lambda _, name=name: self.step.arrived.append(name))
-                )
+                # torch's stubs leave this one untyped
+                register: Any = parameter.register_post_accumulate_grad_hook
+                hooks.append(register(lambda _, name=name: self.step.arrived.append(name)))
         try:
             yield
         finally:
@@ -209,7 +213,7 @@ class _Recorder(TorchDispatchMode):
         written = sum(_nbytes(found) for found in tree_iter(out) if isinstance(found, Tensor))
         read = 0
         for place, argument in enumerate(chain(args, kwargs.values())):
-            if place == 0 and packet in _OVERWRITE or _SHAPE_ONLY.get(packet) == place:
+            if (place == 0 and packet in _OVERWRITE) or _SHAPE_ONLY.get(packet) == place:
                 continue
             found = sum(_nbytes(tensor) for tensor in tree_iter(argument) if isinstance(tensor, Tensor))
             read += _looked_up(packet, args, written) if _LOOKUP.get(packet) == place else found
@@ -226,14 +230,14 @@ class _Recorder(TorchDispatchMode):
 
     def _answer(self, tensor: Tensor) -> bool:
         if id(tensor) not in self._answers:
-            raise WorkloadError("the module asks for a value of its data, so its work depends on the data")
+            raise WorkloadError(f"{self._where}: the module asks for a value of its data; work must not depend on it")
         return self._answers[id(tensor)][1]
 
 
 @contextmanager
 def _as_on_gpu() -> Iterator[None]:
     """Let dropout and attention take the kernels that they take on a GPU; the meta device would take a CPU's."""
-    with torch.library._scoped_library("aten", "IMPL") as library:  # type: ignore[no-untyped-call]
+    with torch.library._scoped_library("aten", "IMPL") as library:
         library.impl("dropout", _dropout, "AutogradMeta")
         library.impl("scaled_dot_product_attention", _attention, "AutogradMeta")
         yield
@@ -282,4 +286,4 @@ def _nbytes(tensor: Tensor) -> int:
 
 
 def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    return int(tensor.untyped_storage()._cdata)

@@ -6,7 +6,7 @@ without memory, and on a CPU or GPU, where the small ones (digits-cnn, char-tran
 
 from collections.abc import Callable
 
-from executor.networks.case import Case, load
+from executor.networks.case import Case, layer_module, load
 from executor.networks.graphs import graphsage
 from executor.networks.images import alexnet, resnet50, vgg16, vit_b16
 from executor.networks.inception import googlenet, googlenet_heads
@@ -28,4 +28,4 @@ NETWORKS: dict[str, Callable[..., Case]] = {
     "mlp": mlp,
 }
 
-__all__ = ["NETWORKS", "Case", "load", *(function.__name__ for function in NETWORKS.values())]
+__all__ = ["NETWORKS", "Case", "layer_module", "load", *(function.__name__ for function in NETWORKS.values())]

@@ -40,6 +40,15 @@ from simgd.workload import Scalar
 USUAL_TOKENS = 128
 
 
+#: The layer that stands for the module as a whole, where it holds parameters itself.
+ROOT = "(root)"
+
+
+def layer_module(module: nn.Module, layer: str) -> nn.Module:
+    """Return the part of *module* that a workload's layer names."""
+    return module if layer == ROOT else module.get_submodule(layer)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
     """A network ready to be counted or trained.

@@ -9,7 +9,8 @@ Known not to hold
     On a real graph neighbours repeat, so a batch has fewer nodes than here; sampling on the host is not counted.
 """
 
-from itertools import accumulate
+from itertools import accumulate, pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,10 +24,10 @@ class GraphSage(nn.Module):
     """One mean-aggregating SAGEConv a hop."""
 
     def __init__(self, widths: list[int]) -> None:
-        from torch_geometric.nn import SAGEConv
+        from torch_geometric.nn import SAGEConv  # type: ignore[import-untyped]
 
         super().__init__()
-        self.convs = nn.ModuleList(SAGEConv(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.convs = nn.ModuleList(SAGEConv(a, b) for a, b in pairwise(widths))
 
     def forward(self, x: Tensor, edges: list[Tensor], targets: list[int]) -> Tensor:
         """Return the logits of the seeds.
@@ -54,7 +55,7 @@ def graphsage(features: int = 602, hidden: int = 256, classes: int = 41, fan_out
         raise WorkloadError(f"graphsage: fan_out {fan_out!r} must list whole numbers above 0, such as '25,10'")
     hops = list(accumulate([1, *fans], lambda nodes, fan: nodes * fan))  # nodes of each hop for one seed
 
-    def inputs(batch: int, tokens: int) -> tuple[Tensor | list[Tensor] | list[int], ...]:
+    def inputs(batch: int, tokens: int) -> tuple[Any, ...]:
         first = [batch * sum(hops[:hop]) for hop in range(len(hops) + 1)]  # number of the first node of each hop
         drawn = []
         for hop, fan in enumerate(fans, start=1):
@@ -66,14 +67,14 @@ def graphsage(features: int = 602, hidden: int = 256, classes: int = 41, fan_out
         targets = [first[hop] for hop in layers]
         return torch.randn(first[-1], features), edges, targets, torch.randint(classes, (batch,))
 
-    def loss(module: nn.Module, inputs: tuple[Tensor, list[Tensor], list[int], Tensor]) -> Tensor:
+    def loss(module: nn.Module, inputs: tuple[Any, ...]) -> Tensor:
         x, edges, targets, labels = inputs
         return functional.cross_entropy(module(x, edges, targets), labels)
 
     return Case(
         module=GraphSage([features] + [hidden] * (len(fans) - 1) + [classes]),
         inputs=inputs,
-        loss=loss,  # type: ignore[arg-type]
+        loss=loss,
         batch=1024,
         sample="node",
         description=f"GraphSAGE, mean aggregation, neighbours drawn {fan_out}",

@@ -4,6 +4,7 @@ ResNet-50 has its stride in the 3x3 convolution ("v1.5"), as torchvision and mos
 """
 
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +18,7 @@ def image_case(module: nn.Module, *, image_size: int, classes: int, batch: int, 
     def inputs(batch: int, tokens: int) -> tuple[Tensor, ...]:
         return torch.randn(batch, 3, image_size, image_size), torch.randint(classes, (batch,))
 
-    return Case(
-        module=module, inputs=inputs, loss=cross_entropy, batch=batch, sample="image", description=description
-    )
+    return Case(module=module, inputs=inputs, loss=cross_entropy, batch=batch, sample="image", description=description)
 
 
 class AlexNet(nn.Module):
@@ -124,9 +123,7 @@ class Bottleneck(nn.Module):
         self.relu = nn.ReLU(inplace=True)
         self.downsample: nn.Module | None = None
         if stride != 1 or channels != out:
-            self.downsample = nn.Sequential(
-                nn.Conv2d(channels, out, 1, stride=stride, bias=False), nn.BatchNorm2d(out)
-            )
+            self.downsample = nn.Sequential(nn.Conv2d(channels, out, 1, stride=stride, bias=False), nn.BatchNorm2d(out))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the block's output."""
@@ -183,8 +180,8 @@ def vit_b16(image_size: int = 224, classes: int = 1000) -> Case:
     """Return ViT-B/16 of the transformers library, 86,567,656 parameters, with random weights."""
     from transformers import ViTConfig, ViTForImageClassification
 
-    config = ViTConfig(image_size=image_size, num_labels=classes, attn_implementation="sdpa")
-    module = ViTForImageClassification(config)
+    settings: dict[str, Any] = {"image_size": image_size, "num_labels": classes, "attn_implementation": "sdpa"}
+    module = ViTForImageClassification(ViTConfig(**settings))
 
     def inputs(batch: int, tokens: int) -> tuple[Tensor, ...]:
         return torch.randn(batch, 3, image_size, image_size), torch.randint(classes, (batch,))

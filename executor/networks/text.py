@@ -3,6 +3,8 @@
 Both have their language-model head, whose matrix is the input embedding's (tied).
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -13,16 +15,21 @@ def bert_large(vocabulary: int = 30522) -> Case:
     """Return BERT-large with its masked-language-model head, 335,174,458 parameters."""
     from transformers import BertConfig, BertForMaskedLM
 
-    config = BertConfig(
-        vocab_size=vocabulary,
-        hidden_size=1024,
-        num_hidden_layers=24,
-        num_attention_heads=16,
-        intermediate_size=4096,
-        attn_implementation="sdpa",
-    )
+    settings: dict[str, Any] = {
+        "vocab_size": vocabulary,
+        "hidden_size": 1024,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "intermediate_size": 4096,
+        "attn_implementation": "sdpa",
+    }
     return _case(
-        BertForMaskedLM(config), vocabulary, batch=4, tokens=384, max_tokens=512, description="BERT-large, masked LM"
+        BertForMaskedLM(BertConfig(**settings)),
+        vocabulary,
+        batch=4,
+        tokens=384,
+        max_tokens=512,
+        description="BERT-large, masked LM",
     )
 
 
@@ -30,9 +37,9 @@ def gpt2(vocabulary: int = 50257) -> Case:
     """Return the smallest GPT-2, 124,439,808 parameters."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    config = GPT2Config(vocab_size=vocabulary, attn_implementation="sdpa", use_cache=False)
+    settings: dict[str, Any] = {"vocab_size": vocabulary, "attn_implementation": "sdpa", "use_cache": False}
     return _case(
-        GPT2LMHeadModel(config),
+        GPT2LMHeadModel(GPT2Config(**settings)),
         vocabulary,
         batch=4,
         tokens=1024,
