@@ -139,6 +139,14 @@ class Network:
         """Return what the links between the places of *ranks* offer, with this network's `link_scale`."""
         return self._fabric(ranks, devices, scaled=True)
 
+    def spread(self, ranks: int, nodes: int) -> tuple[int, ...] | None:
+        """Return the devices of *ranks* dealt out evenly to *nodes*; None if the cluster cannot hold them so."""
+        per_node = len(self.cluster.devices)
+        many = self.cluster.device.kind == "cpu" or nodes <= self.cluster.nodes
+        if ranks % nodes or ranks // nodes > per_node or not many:
+            return None
+        return tuple(node * per_node + device for node in range(nodes) for device in range(ranks // nodes))
+
     def _fabric(self, ranks: int, devices: tuple[int, ...] | None, *, scaled: bool) -> fabrics.Fabric:
         key = (ranks, devices, scaled and bool(self.link_scale))
         found = self._fabrics.get(key)
@@ -177,8 +185,8 @@ class Network:
             return _Prepared(lambda nbytes: nothing, lambda nbytes: exactly, fabric.path)
         model, origin = self._model(kind, ranks, devices, scaled=True)
         correction = None
-        # a measured curve speaks of the library's own choice of devices, not of any that a user picks
-        if devices is None or devices == tuple(range(ranks)):
+        # a measured curve speaks of the first devices of each node, not of any that a user picks
+        if devices is None or devices == self.spread(ranks, fabric.nodes):
             correction = self._correction(kind, ranks, fabric.nodes)
         if correction is None:
             uncertainty = MODEL_UNCERTAINTY if origin == "modelled" else ASSUMED_UNCERTAINTY
@@ -225,15 +233,16 @@ class Network:
 
     def _correction(self, kind: CollectiveKind, ranks: int, nodes: int) -> _Correction | None:
         """Return measured / modelled by message size, from the strongest entry that the profile has; see above."""
-        for entry in (*self.profile.curves, *self.profile.lines):
+        entries: tuple[Curve | Latency, ...] = (*self.profile.curves, *self.profile.lines)
+        for entry in entries:
             if (entry.kind, entry.ranks, entry.nodes) == (kind, ranks, nodes):
-                base = self._model(kind, ranks, None, scaled=False)[0]
+                base = self._model(kind, ranks, self.spread(ranks, nodes), scaled=False)[0]
                 return _curve_ratio(entry, base) if isinstance(entry, Curve) else _line_ratio(entry, base)
         others: dict[int, _Correction] = {}
         for curve in sorted(self.profile.curves, key=lambda curve: curve.ranks):
             alike = curve.nodes == nodes or (ranks == nodes and curve.ranks == curve.nodes)
             if curve.kind == kind and curve.ranks > 1 and alike:
-                devices = self._spread(curve.ranks, curve.nodes)
+                devices = self.spread(curve.ranks, curve.nodes)
                 if devices is not None:
                     base = self._model(kind, curve.ranks, devices, scaled=False)[0]
                     others[curve.ranks] = _curve_ratio(curve, base)
@@ -244,14 +253,6 @@ class Network:
             if same is not None:
                 return lambda nbytes: _weaker(same(nbytes))
         return None
-
-    def _spread(self, ranks: int, nodes: int) -> tuple[int, ...] | None:
-        """Return the devices of *ranks* dealt out evenly to *nodes*, None if the cluster is too small."""
-        per_node = len(self.cluster.devices)
-        many = self.cluster.device.kind == "cpu" or nodes <= self.cluster.nodes
-        if ranks % nodes or ranks // nodes > per_node or not many:
-            return None
-        return tuple(node * per_node + device for node in range(nodes) for device in range(ranks // nodes))
 
 
 def _curve_ratio(curve: Curve, base: _Model) -> _Correction:

@@ -80,6 +80,38 @@ def nbytes(value: str | float) -> Bytes:
     return Bytes(int(found))
 
 
+#: More message sizes than this are a slip of the pen.
+MOST_SIZES = 10_000
+
+
+def sizes(text: str) -> list[int]:
+    """Return the sizes that *text* lists ("64KiB,1MiB") or spans ("8B:1GiB:x2": each twice the one before).
+
+    >>> sizes("64KiB,1MiB"), sizes("8B:64B:x2"), sizes("1kB:10kB:x3")
+    ([65536, 1048576], [8, 16, 32, 64], [1000, 3000, 9000])
+    """
+    advice = "write sizes such as 64KiB,1MiB or a span such as 8B:1GiB:x2"
+    parts = text.split(":")
+    if len(parts) == 1:
+        return [int(nbytes(part)) for part in text.split(",")]
+    if len(parts) != 3 or not parts[2].startswith("x"):
+        raise UnitError(f"{text[:60]!r} is not a span of sizes; {advice}")
+    first, last = int(nbytes(parts[0])), int(nbytes(parts[1]))
+    try:
+        factor = float(parts[2][1:])
+    except ValueError:
+        factor = 0.0
+    if not 1 < factor < math.inf or not 0 < first <= last:
+        raise UnitError(f"{text[:60]!r} does not grow from a size above 0; {advice}")
+    if math.log(last / first) > MOST_SIZES * math.log(factor):
+        raise UnitError(f"{text[:60]!r} has more than {MOST_SIZES} sizes; {advice}")
+    found, size = [first], first * factor
+    while size <= last:
+        found.append(round(size))
+        size *= factor
+    return list(dict.fromkeys(found))
+
+
 def flop_rate(value: str | float) -> FlopRate:
     """Return floating-point operations per second.
 
