@@ -22,7 +22,7 @@ from calibration.tracing import Direction, Step, Tally, trace
 from executor.networks import NETWORKS
 from executor.networks.case import ROOT, Case, load
 from simgd import files
-from simgd.errors import SimgdError, WorkloadError
+from simgd.errors import SimgdError, WorkloadError, unknown
 from simgd.workload import Amount, Layer, Scalar, Source, Tensor, Work, Workload
 
 #: Where the shipped workloads lie.
@@ -228,7 +228,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         for name in options.names or NETWORKS:
             if name not in NETWORKS:
-                raise WorkloadError(f"network {name!r} is unknown; it is one of {', '.join(NETWORKS)}")
+                raise unknown("network", name, NETWORKS)
             files.write(options.out / f"{name}.toml", shipped(name))
     except SimgdError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)

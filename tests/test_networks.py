@@ -220,9 +220,7 @@ def test_a_network_in_the_simple_form_has_a_loss_to_train(mine, function):
 def test_the_simple_form_compares_the_output_with_the_last_input(mine):
     case = load(f"{mine}:network", {"classes": 5})
     x, target = case.example(4)
-    assert torch.equal(
-        case.loss(case.module, (x, target)), nn.functional.cross_entropy(case.module(x), target)
-    )
+    assert torch.equal(case.loss(case.module, (x, target)), nn.functional.cross_entropy(case.module(x), target))
     case = load(f"{mine}:regression")
     x, target = case.example(4)
     assert torch.equal(case.loss(case.module, (x, target)), nn.functional.mse_loss(case.module(x), target))
