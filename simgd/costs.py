@@ -20,7 +20,6 @@ Known not to hold
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Literal
 
 from simgd import catalogue
@@ -32,6 +31,9 @@ from simgd.topology import Device
 from simgd.workload import Layer, Work
 
 Direction = Literal["forward", "backward"]
+
+#: What limits local work: matrix arithmetic or moving bytes.
+Bound = Literal["matrix", "memory"]
 
 #: The least half-width of the 90 % interval of anything that rests on a roofline.
 MODEL_UNCERTAINTY = 0.25
@@ -164,6 +166,7 @@ class LayerCosts:
         self.device = profile.cluster.device
         self._scale: Callable[[Direction], Estimate] | None = None
         self._table: dict[tuple[str, Direction], Estimate] = {}
+        self._bound: dict[tuple[str, Direction], Bound] = {}
         for direction in ("forward", "backward"):
             self._fill(direction)
 
@@ -171,22 +174,22 @@ class LayerCosts:
         """Return the time of one pass of one layer."""
         return self._table[layer, direction]
 
-    def compute_factor(self, layer: Layer, direction: Direction, path: str) -> tuple[Fraction, Fraction]:
-        """Return how many times slower the pass runs beside communication over *path*, and communication beside it."""
-        work = layer.forward if direction == "forward" else layer.backward
-        memory = work is not None and self.profile.interference and memory_bound(work, self.job, self.device)
-        return interference(self.profile, "memory" if memory else "matrix", path)
+    def bound(self, layer: Layer, direction: Direction) -> Bound:
+        """Return what limits a pass of *layer*; where nobody counted its work it is taken to be arithmetic."""
+        return self._bound.get((layer.name, direction), "matrix")
 
     def _fill(self, direction: Direction) -> None:
         measured = self._measured(direction)
         for layer in self.job.workload.layers:
             found = measured(layer)
+            work = layer.forward if direction == "forward" else layer.backward
             if found is None:
-                work = layer.forward if direction == "forward" else layer.backward
                 assert work is not None or not self.job.workload.counted()
                 _passes(self.job, self.device, layer)
                 assert work is not None
                 found = self._share(direction).times(roofline_s(work, self.job, self.device))
+            if work is not None and memory_bound(work, self.job, self.device):
+                self._bound[layer.name, direction] = "memory"
             self._table[layer.name, direction] = found
 
     # --- 1. measured layers ------------------------------------------------------------------------------------
@@ -315,18 +318,7 @@ def _far(a: int, b: int) -> float:
     return abs(math.log(a / b))
 
 
-def interference(profile: Profile, compute: Literal["matrix", "memory"], path: str) -> tuple[Fraction, Fraction]:
-    """Return the slow-down of such compute beside communication over *path*, and of that communication; 1 where the
-    profile has none."""
-    entry = interference_entry(profile, compute, path)
-    if entry is None:
-        return Fraction(1), Fraction(1)
-    return tuple(  # type: ignore[return-value]
-        Fraction(factor).limit_denominator(100) for factor in (entry.compute_factor, entry.communication_factor)
-    )
-
-
-def interference_entry(profile: Profile, compute: str, path: str) -> Interference | None:
+def interference_entry(profile: Profile, compute: Bound, path: str) -> Interference | None:
     """Return the entry for such compute beside communication over *path*."""
     return next((entry for entry in profile.interference if (entry.compute, entry.path) == (compute, path)), None)
 

@@ -11,6 +11,7 @@ Model
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from statistics import NormalDist
 
 from simgd import units
@@ -22,9 +23,11 @@ from simgd.plan import plan
 from simgd.pricing import Part, Priced, Prices, WhatIf
 from simgd.profile import Jitter, Origin, Profile
 from simgd.schedule import Schedule
+from simgd.schedules import parse
 from simgd.simulator import Steady, steady
 from simgd.soundness import Derived, derive
 from simgd.steady_state import Cycle, EventGraph
+from simgd.timing import Timing
 from simgd.topology import Cluster
 
 
@@ -71,7 +74,8 @@ class Prediction(Value, frozen=True, kw_only=True, omit_defaults=False):
     warm_up_iterations: int
 
 
-class Studied(Value, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Studied:
     """One schedule on so many ranks, with everything that was computed on the way."""
 
     prices: Prices
@@ -85,15 +89,18 @@ class Studied(Value, frozen=True, kw_only=True):
         """The steady period in seconds."""
         return float(self.steady.period_ps) / units.PS_PER_S
 
-    def graph(self, what_if: WhatIf | None = None) -> EventGraph:
-        """Return the timed event graph, perhaps on another machine."""
-        priced = self.priced if what_if is None else self.prices.price(self.schedule, what_if)
-        return EventGraph(self.schedule, self.derived, priced.timing)
+    def critical_cycle(self) -> Cycle:
+        """Return the critical cycle, without interference."""
+        return EventGraph(self.schedule, self.derived, self.priced.timing).critical_cycle()
+
+    def timing_if(self, what_if: WhatIf) -> Timing:
+        """Return what the ops would cost on another machine."""
+        return self.prices.price(self.schedule, what_if).timing
 
     def period_if(self, what_if: WhatIf) -> float:
         """Return the steady period on another machine, in seconds."""
-        timing = self.prices.price(self.schedule, what_if).timing
-        return float(steady(self.schedule, self.derived, timing).period_ps) / units.PS_PER_S
+        found = steady(self.schedule, self.derived, self.timing_if(what_if))
+        return float(found.period_ps) / units.PS_PER_S
 
 
 class Machine:
@@ -104,7 +111,7 @@ class Machine:
         self.profile = profile
         self.devices = devices
         self._layers: dict[tuple[str, int, int, str], LayerCosts] = {}
-        self._plans: dict[tuple[str, Job], tuple[Schedule, Derived]] = {}
+        self._plans: dict[tuple[str, str, str], tuple[Schedule, Derived]] = {}
 
     def prices(self, job: Job, ranks: int) -> Prices:
         """Return what ops cost on *ranks* ranks."""
@@ -114,11 +121,23 @@ class Machine:
         devices = self.devices[:ranks] if self.devices is not None else None
         return Prices(job, self.cluster, self.profile, ranks, devices=devices, layers=self._layers[key])
 
+    def _planned(self, schedule: str | Schedule, prices: Prices) -> tuple[Schedule, Derived]:
+        workload = prices.job.workload
+        if not isinstance(schedule, str):
+            return schedule, derive(schedule, workload)
+        key = (schedule, workload.name, prices.job.wire)
+        if key in self._plans:
+            return self._plans[key]
+        planned = plan(schedule, workload, prices)
+        found = planned, derive(planned, workload)
+        if not parse(schedule).needs_delays:
+            self._plans[key] = found
+        return found
+
     def study(self, schedule: str | Schedule, job: Job, ranks: int, what_if: WhatIf | None = None) -> Studied:
         """Plan, check, price and simulate one schedule."""
         prices = self.prices(job, ranks)
-        planned = plan(schedule, job.workload, prices) if isinstance(schedule, str) else schedule
-        derived = derive(planned, job.workload)
+        planned, derived = self._planned(schedule, prices)
         priced = prices.price(planned, what_if or WhatIf())
         found = steady(planned, derived, priced.timing)
         return Studied(prices=prices, schedule=planned, derived=derived, priced=priced, steady=found)
@@ -174,14 +193,16 @@ def _prediction(machine: Machine, job: Job, study: Studied, sync: Studied, base:
     ranks = study.prices.ranks
     period = study.period_s
     rate = ranks * job.batch / period
-    cycle = study.graph().critical_cycle()
+    graph = EventGraph(study.schedule, study.derived, study.priced.timing)
+    cycle = graph.critical_cycle()
     low, high = (
-        _scaled_period(study, sway) * period / float(cycle.period_ps) if study.priced.timing.in_flight == 1 else period
+        period * float(graph.period_with(study.timing_if(WhatIf(sway=sway)), cycle) / cycle.period_ps)
         for sway in (-1.0, 1.0)
     )
     jitter = machine.profile.jitter
     (first, last), (median_first, median_last) = _jitter_ends(jitter, ranks)
-    compute = study.period_if(WhatIf(free_communication=True)) if ranks > 1 else period
+    free = study.timing_if(WhatIf(free_communication=True))
+    compute = float(graph.period_with(free, cycle)) / units.PS_PER_S if ranks > 1 else period
     memory = peak_memory_bytes(study.schedule, job, machine.profile)
     return Prediction(
         workload=job.workload.name,
@@ -217,10 +238,6 @@ def _prediction(machine: Machine, job: Job, study: Studied, sync: Studied, base:
         steady_iterations=study.steady.iterations,
         warm_up_iterations=study.steady.warm_up,
     )
-
-
-def _scaled_period(study: Studied, sway: float) -> float:
-    return float(study.graph(WhatIf(sway=sway)).critical_cycle().period_ps)
 
 
 def _jitter_ends(jitter: Jitter | None, ranks: int) -> tuple[tuple[float, float], tuple[float, float]]:

@@ -11,7 +11,7 @@ from fractions import Fraction
 from typing import Literal, assert_never
 
 from simgd import costs, units
-from simgd.costs import Estimate, LayerCosts
+from simgd.costs import Bound, Estimate, LayerCosts
 from simgd.job import Job
 from simgd.network import Call, Demand, Network
 from simgd.profile import Execution, Origin, Profile, weakest
@@ -59,6 +59,18 @@ class Priced:
         return weakest(*self.origins.values())
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beside:
+    """How many times slower a local op is beside a collective, and the collective beside it; None rests on nothing."""
+
+    slowed: Fraction = ONE
+    slows: Fraction = ONE
+    origin: Origin | None = None
+
+
+_UNDISTURBED = Beside()
+
+
 class Prices:
     """What ops cost for one job on *ranks* ranks of one machine; *devices* names the devices if not the first ones."""
 
@@ -80,12 +92,35 @@ class Prices:
         self.layers = layers or LayerCosts(job, profile)
         self.network = Network(cluster, profile)
         self.execution = profile.execution or _DEFAULT_EXECUTION
-        self._layer = {layer.name: layer for layer in job.workload.layers}
+        self.path = "" if ranks == 1 else self.demand(1).path
+        self.layer = {layer.name: layer for layer in job.workload.layers}
+        self._beside: dict[object, Beside] = {}
 
     def demand(self, nbytes: int, kind: str = "all_reduce", network: Network | None = None) -> Demand:
         """Return what one collective of *nbytes* asks of the network."""
         call = Call(kind, nbytes, self.ranks, self.devices)  # type: ignore[arg-type]
         return (network or self.network).demand(call)
+
+    def beside(self, compute: Bound) -> "Beside":
+        """Return what compute bound by *compute* does to collectives of this machine, and they to it."""
+        found = self._beside.get(compute)
+        if found is None:
+            found = self._beside[compute] = self._find_beside(compute)
+        return found
+
+    def _find_beside(self, compute: Bound) -> "Beside":
+        entry = costs.interference_entry(self.profile, compute, self.path)
+        progress = Fraction(self.execution.progress).limit_denominator(100)
+        slowed = slows = ONE
+        origins: list[Origin] = []
+        if entry is not None:
+            slowed = Fraction(entry.compute_factor).limit_denominator(100)
+            slows = Fraction(entry.communication_factor).limit_denominator(100)
+            origins.append(entry.origin)
+        if progress != 1:
+            slows /= progress
+            origins.append(self.execution.origin)
+        return Beside(slowed=slowed, slows=slows, origin=weakest(*origins) if origins else None)
 
     def price(self, schedule: Schedule, what_if: WhatIf = AS_IT_IS) -> Priced:
         """Return the costs of every op of *schedule*."""
@@ -105,7 +140,7 @@ class Prices:
             extrapolated=pricing.extrapolated,
             collective_s=pricing.collective_s,
             algorithms=tuple(pricing.algorithms),
-            path=pricing.path,
+            path=self.path,
         )
 
 
@@ -120,7 +155,6 @@ class _Pricing:
         self.collectives = {op.name for op in schedule.ops if isinstance(op.work, Communicate)}
         self.host = costs.host(prices.profile)
         self.alone = prices.ranks == 1 or what_if.free_communication
-        self.path = "" if prices.ranks == 1 else prices.demand(1).path
         self.origins: dict[Part, Origin] = {}
         self.extrapolated = False
         self.collective_s = 0.0
@@ -152,36 +186,28 @@ class _Pricing:
 
     def _pass(self, layers: tuple[str, ...], direction: Literal["forward", "backward"], issue_s: float) -> OpTime:
         run_ps, slowed, slows = 0, ONE, ONE
+        kernel_s = self.host.forward_kernel if direction == "forward" else self.host.backward_kernel
         for name in layers:
-            layer = self.prices._layer[name]
+            layer = self.prices.layer[name]
             work = layer.forward if direction == "forward" else layer.backward
-            kernels = work.kernels if work is not None else 1
-            issue_s += kernels * (self.host.forward_kernel if direction == "forward" else self.host.backward_kernel)
+            issue_s += (work.kernels if work is not None else 1) * kernel_s
             run_ps += self._device_ps(self._noted(direction, self.prices.layers.of(name, direction)))
-            if not self.alone:
-                mine, theirs = self.prices.layers.compute_factor(layer, direction, self.path)
-                slowed, slows = max(slowed, mine), max(slows, theirs)
-        return self._beside(OpTime(issue_ps=self._host_ps(issue_s), run_ps=run_ps, slowed=slowed, slows=slows), "matrix")
+            beside = self._beside(self.prices.layers.bound(layer, direction))
+            slowed, slows = max(slowed, beside.slowed), max(slows, beside.slows)
+        return OpTime(issue_ps=self._host_ps(issue_s), run_ps=run_ps, slowed=slowed, slows=slows)
 
     def _local(self, estimate: Estimate, issue_s: float) -> OpTime:
         run_ps = self._device_ps(self._noted("update", estimate))
-        slowed, slows = (ONE, ONE) if self.alone else costs.interference(self.prices.profile, "memory", self.path)
-        time = OpTime(issue_ps=self._host_ps(issue_s), run_ps=run_ps, slowed=slowed, slows=slows)
-        return self._beside(time, "memory")
+        beside = self._beside("memory")
+        return OpTime(issue_ps=self._host_ps(issue_s), run_ps=run_ps, slowed=beside.slowed, slows=beside.slows)
 
-    def _beside(self, time: OpTime, compute: Literal["matrix", "memory"]) -> OpTime:
-        """Note what a local op does to collectives: interference, and progress that needs this rank's CPU."""
+    def _beside(self, compute: Bound) -> Beside:
         if self.alone:
-            return time
-        entry = costs.interference_entry(self.prices.profile, compute, self.path)
-        if entry is not None:
-            self._note("interference", entry.origin)
-        progress = self.prices.execution.progress
-        if progress == 1:
-            return time
-        self._note("interference", self.prices.execution.origin)
-        slows = time.slows / Fraction(progress).limit_denominator(100)
-        return OpTime(issue_ps=time.issue_ps, run_ps=time.run_ps, slowed=time.slowed, slows=slows)
+            return _UNDISTURBED
+        found = self.prices.beside(compute)
+        if found.origin is not None:
+            self._note("interference", found.origin)
+        return found
 
     def _collective(self, work: Communicate, issue_s: float) -> OpTime:
         if self.alone:
@@ -206,7 +232,8 @@ class _Pricing:
         return estimate
 
     def _note(self, part: Part, origin: Origin) -> None:
-        self.origins[part] = weakest(self.origins.get(part, "measured"), origin)
+        if self.origins.get(part) != origin:
+            self.origins[part] = weakest(self.origins.get(part, "measured"), origin)
 
     def _device_ps(self, estimate: Estimate) -> int:
         sway = 1 + self.what_if.sway * estimate.uncertainty

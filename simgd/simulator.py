@@ -8,8 +8,9 @@ Model
       an op that needs a collective before that has ended.
     - A collective holds a rank's lane from that rank's start; data move from the last rank's start, and it ends on all
       ranks together. Its latency claims no bandwidth; then, with several in flight, they share resources fairly.
-    - While data move, local ops run `slowed` times slower, and the data move slower by the product of `slows` of the
-      ops that run, on the rank where that is largest. Work that is left is exact; ends round up to 1 ps.
+    - While data move, local ops run `slowed` times slower, and the data move slower by the largest `slows` of the
+      local ops that run on any rank: compute and update are one kind of work beside communication, and the slowest
+      rank sets the pace of a collective. Work that is left is exact; ends round up to 1 ps.
     - Ranks that are alike are simulated once. The state of all lanes is noted at the end of each iteration's compute;
       when it comes back, everything after repeats, and the period is exact.
     - After the last iteration the delayed updates that are still owed run in order.
@@ -107,12 +108,8 @@ class Program:
 
     def _unit(self) -> int:
         """Return the number of parts into which a picosecond of work is cut, so that all rates are whole."""
-        numerators = {factor.numerator for factor in self.slowed}
-        per_lane: dict[str, set[int]] = {}
-        for k, factor in enumerate(self.slows):
-            per_lane.setdefault(self.lane[k], set()).add(factor.numerator)
-        together = math.prod(math.lcm(*found) for found in per_lane.values())
-        return math.lcm(*numerators, together) * math.lcm(*range(1, self.timing.in_flight + 1))
+        numerators = {factor.numerator for factor in (*self.slowed, *self.slows)}
+        return math.lcm(*numerators) * math.lcm(*range(1, self.timing.in_flight + 1))
 
     def exists(self, k: int, iteration: int, iterations: int) -> bool:
         """Say whether op *k* has an instance in *iteration*: after the last of *iterations* only owed updates do."""
@@ -396,7 +393,7 @@ class _Machine:
                 parts = 0
             except simpy.Interrupt:
                 parts -= (env.now - now) * speed
-        del self.left[key]
+        self.left.pop(key, None)  # nothing was left from the start where an op costs nothing
         del runners[runner]
 
     # --- collectives -------------------------------------------------------------------------------------------
@@ -468,7 +465,7 @@ class _Machine:
         """Recompute how much *rank* slows the collectives, and tell them if the largest such factor has changed."""
         before = max(self.weights)
         old = self.weight[rank.index]
-        new = math.prod((self.program.slows[k] for k in rank.running.values()), start=ONE)
+        new = max((self.program.slows[k] for k in rank.running.values()), default=ONE)
         if old == new:
             return
         self.weight[rank.index] = new

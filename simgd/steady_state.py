@@ -65,6 +65,8 @@ class EventGraph:
             )
         self._schedule = schedule
         self.nodes, self.end = _ordered(*_graph(schedule, derived, timing))
+        self._costs = [node.cost_ps for node in self.nodes]
+        self._before = [node.before for node in self.nodes]
         self._rare = {op.name: (op.every, op.phase) for op in schedule.ops if op.every > 1}
         collectives = {op.name for op in schedule.ops if isinstance(op.work, Communicate)}
         self._age = {
@@ -117,6 +119,15 @@ class EventGraph:
             if ends[iteration][place] is not None
         }
 
+    def period_with(self, timing: Timing, near: Cycle) -> Fraction:
+        """Return the period with other costs for the same ops; the critical cycle *near* of these is the first guess."""
+        issue = [timing.ops[node.op].issue_ps for node in self.nodes]
+        run = [timing.ops[node.op].run_ps for node in self.nodes]
+        costs = [i if node.issue else r for node, i, r in zip(self.nodes, issue, run, strict=True)]
+        at = {(node.op, node.issue): cost for node, cost in zip(self.nodes, costs, strict=True)}
+        guess = Fraction(sum(at[step.op, step.issue] for step in near.steps), sum(step.lag for step in near.steps))
+        return self._largest(costs, guess)[0]
+
     def critical_cycle(self) -> Cycle:
         """Return the cycle with the largest ratio of costs to lags.
 
@@ -128,37 +139,37 @@ class EventGraph:
                 f"schedule {self._schedule.name!r}: op {next(iter(self._rare))!r} does not run in every iteration; "
                 "the cycle ratio needs that"
             )
-        best: list[tuple[int, int]] = []
-        guess = Fraction(-1)
-        while True:
-            cycle = self._better_cycle(guess)
-            if cycle is None:
-                break
-            best = cycle
-            guess = Fraction(sum(self.nodes[place].cost_ps for place, _ in cycle), sum(lag for _, lag in cycle))
+        period, best = self._largest(self._costs, Fraction(-1))
         steps = tuple(
             Step(op=node.op, issue=node.issue, cost_ps=node.cost_ps, lag=lag)
             for node, lag in ((self.nodes[place], lag) for place, lag in best)
         )
-        return Cycle(period_ps=guess, steps=steps)
+        return Cycle(period_ps=period, steps=steps)
 
-    def _better_cycle(self, guess: Fraction) -> list[tuple[int, int]] | None:
+    def _largest(self, costs: Sequence[int], guess: Fraction) -> tuple[Fraction, list[tuple[int, int]]]:
+        """Return the largest ratio, and its cycle unless *guess* was the largest already."""
+        best: list[tuple[int, int]] = []
+        while (cycle := self._better_cycle(costs, guess)) is not None:
+            best = cycle
+            guess = Fraction(sum(costs[place] for place, _ in cycle), sum(lag for _, lag in cycle))
+        return guess, best
+
+    def _better_cycle(self, costs: Sequence[int], guess: Fraction) -> list[tuple[int, int]] | None:
         """Return a cycle with a ratio above *guess*, as (node, lag of the edge to it), or None."""
         p, q = guess.numerator, guess.denominator
-        nodes = self.nodes
-        value = [0] * len(nodes)
-        chosen: list[tuple[int, int] | None] = [None] * len(nodes)
+        scaled = [cost * q for cost in costs]
+        value = [0] * len(costs)
+        chosen: list[tuple[int, int] | None] = [None] * len(costs)
         while True:
             changed = False
-            for place, node in enumerate(nodes):
-                cost = node.cost_ps * q
-                top, pick = value[place], None
-                for edge in node.before:
-                    reached = value[edge[0]] + cost - p * edge[1]
+            for place, edges in enumerate(self._before):
+                top, pick = value[place] - scaled[place], None
+                for edge in edges:
+                    reached = value[edge[0]] - p * edge[1] if edge[1] else value[edge[0]]
                     if reached > top:
                         top, pick = reached, edge
                 if pick is not None:
-                    value[place], chosen[place] = top, pick
+                    value[place], chosen[place] = top + scaled[place], pick
                     changed = True
             if not changed:
                 return None

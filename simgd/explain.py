@@ -1,0 +1,97 @@
+"""Why an iteration takes as long as it does: the critical cycle, and what would move it.
+
+The critical cycle is exact without interference; the new periods of the what-ifs are simulated with it.
+"""
+
+from simgd import units
+from simgd.files import Value
+from simgd.predict import Studied, shares
+from simgd.pricing import Part, WhatIf
+from simgd.profile import Origin
+
+#: How much better each what-if makes its resource.
+BETTER = 1.1
+
+
+class CycleStep(Value, frozen=True, kw_only=True, omit_defaults=False):
+    """One op on the critical cycle: `what` is "issue" (host time) or "run"; `lag` counts the iterations it waits."""
+
+    op: str
+    what: str
+    seconds: float
+    lag: int
+
+
+class Change(Value, frozen=True, kw_only=True, omit_defaults=False):
+    """A resource made 10 % better, and the period then."""
+
+    resource: str
+    iteration_s: float
+    gain: float
+
+
+class Explanation(Value, frozen=True, kw_only=True, omit_defaults=False):
+    """Times in seconds; `critical_cycle_s` is the period without interference, a lower bound of `iteration_s`."""
+
+    workload: str
+    cluster: str
+    ranks: int
+    schedule: str
+    iteration_s: float
+    critical_cycle_s: float
+    interference_s: float
+    shares: dict[Part, float]
+    cycle: tuple[CycleStep, ...]
+    changes: tuple[Change, ...]
+    path: str
+    algorithms: tuple[str, ...]
+    origins: dict[Part, Origin]
+    repeats: bool
+    steady_iterations: int
+    warm_up_iterations: int
+
+
+def explain(study: Studied) -> Explanation:
+    """Return what binds *study*, and the period with each link kind, the device and the host 10 % better."""
+    cycle = study.critical_cycle()
+    bound = float(cycle.period_ps) / units.PS_PER_S
+    cluster = study.prices.cluster
+    kinds = dict.fromkeys(link.kind for link in cluster.links)
+    if cluster.interconnect is not None and (cluster.nodes > 1 or cluster.device.kind == "cpu"):
+        kinds[cluster.interconnect.kind] = None
+    resources = {f"{kind} links": WhatIf(links={kind: BETTER}) for kind in kinds} | {
+        f"device ({cluster.device.name})": WhatIf(device=BETTER),
+        "host": WhatIf(host=BETTER),
+    }
+    changes = []
+    for resource, what_if in resources.items():
+        period = study.period_if(what_if)
+        changes.append(Change(resource=resource, iteration_s=period, gain=study.period_s / period - 1))
+    changes.sort(key=lambda change: change.iteration_s)
+    return Explanation(
+        workload=study.prices.job.workload.name,
+        cluster=cluster.name,
+        ranks=study.prices.ranks,
+        schedule=study.schedule.name,
+        iteration_s=study.period_s,
+        critical_cycle_s=bound,
+        interference_s=study.period_s - bound,
+        shares=shares(study, cycle),
+        cycle=tuple(
+            CycleStep(
+                op=step.op,
+                what="issue" if step.issue else "run",
+                seconds=step.cost_ps / units.PS_PER_S,
+                lag=step.lag,
+            )
+            for step in cycle.steps
+            if step.cost_ps or step.lag
+        ),
+        changes=tuple(changes),
+        path=study.priced.path,
+        algorithms=study.priced.algorithms,
+        origins=dict(study.priced.origins),
+        repeats=study.steady.repeats,
+        steady_iterations=study.steady.iterations,
+        warm_up_iterations=study.steady.warm_up,
+    )

@@ -1,0 +1,100 @@
+"""The sentence under the table: what to run, and above or below which link rate that changes.
+
+Schedules of staleness 0 give the same result as `sync`; a stale one is worth it only if it needs fewer iterations more
+than it saves, which nobody here predicts: so the verdict states that break-even.
+"""
+
+from collections.abc import Sequence
+
+from simgd.job import Job
+from simgd.predict import Machine, Prediction
+from simgd.pricing import WhatIf
+from simgd.schedule import Schedule
+from simgd.units import show_rate
+
+#: Two schedules count as equally fast within this share.
+SAME = 0.005
+
+#: The crossing point is looked for between these factors on the link rate, then narrowed to this ratio.
+_FACTORS = (0.5, 2.0, 0.25, 4.0, 0.125, 8.0)
+_NARROW = 1.03
+
+
+def verdict(
+    predictions: Sequence[Prediction],
+    machine: Machine,
+    job: Job,
+    schedules: Sequence[str | Schedule],
+) -> str:
+    """Return the verdict for the largest number of ranks among *predictions*."""
+    most = max(prediction.ranks for prediction in predictions)
+    rows = [prediction for prediction in predictions if prediction.ranks == most]
+    base = rows[0].baseline
+    parts = []
+    exact = min((row for row in rows if row.staleness == 0), key=lambda row: row.iteration_s, default=None)
+    if exact is not None:
+        parts.append(f"same result: {exact.schedule}, {_over(exact.speedup_over_baseline, base)}")
+    for staleness in sorted({row.staleness for row in rows} - {0}):
+        best = min((row for row in rows if row.staleness == staleness), key=lambda row: row.iteration_s)
+        gain = exact.iteration_s / best.iteration_s if exact is not None else best.speedup_over_baseline
+        text = f"staleness {staleness}: {best.schedule}, {_over(best.speedup_over_baseline, base)}"
+        if exact is not None:
+            text += f", {gain:.2f}x over {exact.schedule}: " + (
+                f"worth it if it needs fewer than {gain:.2f}x the iterations" if gain > 1 + SAME else "not worth it"
+            )
+        parts.append(text)
+    parts.append(_crossing(rows, machine, job, schedules))
+    unfit = [row.schedule for row in rows if not row.memory_fits]
+    if unfit:
+        parts.append(f"too large for the device's memory: {', '.join(unfit)}")
+    return "; ".join(part for part in parts if part)
+
+
+def _over(gain: float, base: str) -> str:
+    return f"{gain:.2f}x over {base}"
+
+
+def _crossing(
+    rows: Sequence[Prediction], machine: Machine, job: Job, schedules: Sequence[str | Schedule]
+) -> str:
+    """Return the nearest rate of the binding link kind at which another schedule is the fastest."""
+    ranks = rows[0].ranks
+    if ranks == 1 or len(schedules) < 2:
+        return ""
+    studies = [machine.study(schedule, job, ranks) for schedule in schedules]
+    kind = studies[0].priced.path
+
+    def fastest(factor: float) -> str:
+        what_if = WhatIf(links={kind: factor})
+        periods = {study.schedule.name: study.period_if(what_if) for study in studies}
+        return min(periods, key=lambda name: periods[name])
+
+    def clearly_other(factor: float, now: str) -> str | None:
+        what_if = WhatIf(links={kind: factor})
+        periods = {study.schedule.name: study.period_if(what_if) for study in studies}
+        best = min(periods, key=lambda name: periods[name])
+        return best if periods[best] < periods[now] * (1 - SAME) else None
+
+    now = min(rows, key=lambda row: row.iteration_s).schedule
+    for factor in _FACTORS:
+        other = clearly_other(factor, now)
+        if other is None:
+            continue
+        same, changed = (1.0, factor)
+        while max(same / changed, changed / same) > _NARROW:
+            middle = (same * changed) ** 0.5
+            if fastest(middle) == now:
+                same = middle
+            else:
+                changed = middle
+        return f"the order changes {'above' if factor > 1 else 'below'} {_rate(machine, kind, changed)}: then {other}"
+    return f"the order holds from 1/8 to 8 times today's {_rate(machine, kind, 1.0)}"
+
+
+def _rate(machine: Machine, kind: str, factor: float) -> str:
+    """Return the nominal rate of one link of *kind*, *factor* times as fast."""
+    interconnect = machine.cluster.interconnect
+    if interconnect is not None and kind == interconnect.kind:
+        return f"{8e-9 * interconnect.bandwidth * factor:.0f} Gb/s per NIC"
+    rates = [float(link.bandwidth) for link in machine.cluster.links if link.kind == kind]
+    return f"{show_rate(max(rates, default=0.0) * factor)} per {kind} link"
