@@ -109,6 +109,8 @@ def trace(case: Case, *, batch: int, tokens: int, layers: list[str] | None = Non
     except WorkloadError:
         raise
     except Exception as error:
+        if isinstance(error, NotImplementedError) and "data-independent" in str(error):
+            raise _depends_on_data(where) from error  # nonzero and the like: nobody knows how large the result is
         shape = f"batch {batch}" + (f", {tokens} tokens" if tokens else "")
         raise WorkloadError(f"{where}: a step on the meta device failed ({shape}): {one_line(error)}") from error
     finally:
@@ -205,8 +207,9 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 used = self.step.uses.setdefault(user, [])
                 if name not in used:
                     used.append(name)
-                # Autograd made the node of this operation just before, if it needs one.
-                self._start(user, torch._C._autograd._get_sequence_nr() - 1)
+                if user in self._is_layer:
+                    # Autograd made the node of this operation just before, if it needs one.
+                    self._start(user, torch._C._autograd._get_sequence_nr() - 1)
 
     def _add(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         packet = func._overloadpacket
@@ -230,8 +233,12 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _answer(self, tensor: Tensor) -> bool:
         if id(tensor) not in self._answers:
-            raise WorkloadError(f"{self._where}: the module asks for a value of its data; work must not depend on it")
+            raise _depends_on_data(self._where)
         return self._answers[id(tensor)][1]
+
+
+def _depends_on_data(where: str) -> WorkloadError:
+    return WorkloadError(f"{where}: the module asks for a value of its data; its work must not depend on it")
 
 
 @contextmanager

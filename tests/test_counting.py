@@ -228,7 +228,7 @@ def test_a_module_that_holds_parameters_beside_its_parts_is_a_layer_called_root(
     assert layer(workload, "linear").forward.kernels == 1
 
 
-def test_frozen_parameters_make_no_layer():
+def test_frozen_parameters_make_no_layer_but_their_work_counts():
     def make():
         module = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
         module[0].requires_grad_(False)
@@ -237,6 +237,9 @@ def test_frozen_parameters_make_no_layer():
     workload = count(case(make, (2,)), name="tuned")
     assert [found.name for found in workload.layers] == ["1"]
     assert workload.parameters == 2 * 2 + 2
+    # the work of the frozen layer is done all the same: two products forward; one backward, for the matrix of layer 1
+    assert workload.layers[0].forward.flops == Amount(per_sample=2 * 2 * 2 * 2)
+    assert workload.layers[0].backward.flops == Amount(per_sample=2 * 2 * 2)
 
 
 # The shipped workloads
@@ -362,6 +365,13 @@ class Asking(nn.Linear):
         return super().forward(x * x.sum().item())
 
 
+class Choosing(nn.Linear):
+    """Works on some samples only."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x[x[:, 0] > 0])
+
+
 def shared():
     linear = nn.Linear(2, 2)
     return nn.Sequential(linear, nn.ReLU(), linear)
@@ -381,6 +391,7 @@ def unused():
         (lambda: Recursive(2, 2), r"layer '\(root\)' launches .* kernels forward, by the size of the inputs"),
         (lambda: Cubic(2, 2), r"FLOPs forward of '\(root\)' are .* at batch 5, where a polynomial through"),
         (lambda: Asking(2, 2), r"workload 'bad': the module asks for a value of its data"),
+        (lambda: Choosing(2, 2), r"workload 'bad': the module asks for a value of its data"),
         (lambda: nn.Linear(3, 2), r"a step on the meta device failed \(batch 2\): RuntimeError"),
         (lambda: nn.Linear(2, 2).requires_grad_(False), r"the loss must be a scalar tensor that depends on the par"),
     ],
