@@ -19,16 +19,23 @@ from simgd.costs import LayerCosts, peak_memory_bytes
 from simgd.errors import ProfileError
 from simgd.files import Value
 from simgd.job import Job
+from simgd.network import Network
 from simgd.plan import plan
 from simgd.pricing import Part, Priced, Prices, WhatIf
 from simgd.profile import Jitter, Origin, Profile
 from simgd.schedule import Schedule
 from simgd.schedules import parse
-from simgd.simulator import Steady, steady
+from simgd.simulator import Steady, simulate, steady
 from simgd.soundness import Derived, derive
 from simgd.steady_state import Cycle, EventGraph
 from simgd.timing import Timing
 from simgd.topology import Cluster
+from simgd.trace import Trace
+
+
+#: A trace shows no more ranks than this, and no longer a warm-up.
+SHOWN_RANKS = 8
+MOST_WARM_UP = 5
 
 
 class Prediction(Value, frozen=True, kw_only=True, omit_defaults=False):
@@ -103,6 +110,22 @@ class Studied:
         return float(found.period_ps) / units.PS_PER_S
 
 
+def trace_of(study: Studied, *, iterations: int = 3) -> Trace:
+    """Return the trace of the warm-up and of *iterations* steady iterations, at most `SHOWN_RANKS` ranks of it.
+
+    Ranks that are alike run alike: they are simulated once, and the rows stand once for each.
+    """
+    one = simulate(
+        study.schedule,
+        study.derived,
+        study.priced.timing,
+        iterations=min(study.steady.warm_up, MOST_WARM_UP) + iterations,
+        cluster=study.prices.cluster.name,
+    )
+    shown = min(study.prices.ranks, SHOWN_RANKS)
+    return one.repeated(shown)
+
+
 class Machine:
     """A cluster with its profile, and what was already computed for one job on it."""
 
@@ -134,6 +157,10 @@ class Machine:
             self._plans[key] = found
         return found
 
+    def network(self) -> Network:
+        """Return what collectives cost on this machine."""
+        return Network(self.cluster, self.profile)
+
     def study(self, schedule: str | Schedule, job: Job, ranks: int, what_if: WhatIf | None = None) -> Studied:
         """Plan, check, price and simulate one schedule."""
         prices = self.prices(job, ranks)
@@ -151,16 +178,17 @@ def predict(
     *,
     baseline: str | Schedule = "bucketed:25MiB",
     global_batch: int | None = None,
+    seed: int = 0,
 ) -> tuple[Prediction, ...]:
     """Return the predictions, ranks by ranks and schedule by schedule.
 
     With *global_batch* the batch of one rank is its share, which must be whole; else every rank has the job's batch.
-    Raises a SimgdError where the machine has no such ranks or a cost is missing.
+    *seed* is that of the noise, where the profile states any. Raises a SimgdError where the machine has no such ranks or a cost is missing.
     """
-    one = _one_rank_rate(machine, job if global_batch is None else _with_batch(job, global_batch, 1))
+    one = _one_rank_rate(machine, with_global_batch(job, global_batch, 1))
     found: list[Prediction] = []
     for count in ranks:
-        here = job if global_batch is None else _with_batch(job, global_batch, count)
+        here = with_global_batch(job, global_batch, count)
         sync = machine.study("sync", here, count)
         base = sync if baseline == "sync" else machine.study(baseline, here, count)
         known = {study.schedule.name: study for study in (sync, base)}
@@ -171,8 +199,11 @@ def predict(
     return tuple(found)
 
 
-def _with_batch(job: Job, global_batch: int, ranks: int) -> Job:
-    if global_batch % ranks:
+def with_global_batch(job: Job, global_batch: int | None, ranks: int) -> Job:
+    """Return the job with one rank's share of *global_batch*; the job itself where that is None."""
+    if global_batch is None:
+        return job
+    if ranks < 1 or global_batch % ranks:
         raise ProfileError(f"--global-batch {global_batch}: is not a multiple of {ranks} ranks")
     return Job(
         workload=job.workload,

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Literal, assert_never
 
-from simgd import costs, units
+from simgd import costs, fabrics, units
 from simgd.costs import Bound, Estimate, LayerCosts
 from simgd.job import Job
 from simgd.network import Call, Demand, Network
@@ -91,6 +91,7 @@ class Prices:
         self.devices = devices
         self.layers = layers or LayerCosts(job, profile)
         self.network = Network(cluster, profile)
+        fabrics.placement(cluster, ranks, devices)  # refuses ranks that the cluster has no place for
         self.execution = profile.execution or _DEFAULT_EXECUTION
         self.path = "" if ranks == 1 else self.demand(1).path
         self.layer = {layer.name: layer for layer in job.workload.layers}

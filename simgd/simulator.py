@@ -385,15 +385,17 @@ class _Machine:
         process = env.active_process
         assert process is not None
         runners[runner] = process
-        while parts > 0:
+        ended = parts == 0
+        while not ended:
             now, speed = env.now, rate()
             self.left[key] = (parts, now)
             try:
                 yield env.timeout(-(-parts // speed))
-                parts = 0
+                ended = True
             except simpy.Interrupt:
-                parts -= (env.now - now) * speed
-        self.left.pop(key, None)  # nothing was left from the start where an op costs nothing
+                # With nothing left it still waits, for no time, behind every other interrupt of this instant.
+                parts = max(0, parts - (env.now - now) * speed)
+        self.left.pop(key, None)
         del runners[runner]
 
     # --- collectives -------------------------------------------------------------------------------------------

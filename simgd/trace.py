@@ -7,6 +7,8 @@ picoseconds since the start of the run.
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
+import msgspec
+
 from simgd.errors import FileError
 from simgd.files import Document
 
@@ -58,3 +60,21 @@ class Trace(Document, frozen=True, kw_only=True, tag="simgd trace"):
             self.rank, self.lane, self.op, self.iteration, self.start_ps, self.end_ps, strict=True
         ):
             yield Event(rank, self.lanes[lane], self.ops[op], iteration, start, end)
+
+    def repeated(self, ranks: int) -> "Trace":
+        """Return the trace of *ranks* ranks that all do what rank 0 does here."""
+        rows = [place for place, rank in enumerate(self.rank) if rank == 0]
+
+        def column(values: list[int]) -> list[int]:
+            return [values[place] for place in rows] * ranks
+
+        return msgspec.structs.replace(
+            self,
+            ranks=ranks,
+            rank=[rank for rank in range(ranks) for _ in rows],
+            lane=column(self.lane),
+            op=column(self.op),
+            iteration=column(self.iteration),
+            start_ps=column(self.start_ps),
+            end_ps=column(self.end_ps),
+        )

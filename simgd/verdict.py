@@ -15,9 +15,9 @@ from simgd.units import show_rate
 #: Two schedules count as equally fast within this share.
 SAME = 0.005
 
-#: The crossing point is looked for between these factors on the link rate, then narrowed to this ratio.
-_FACTORS = (0.5, 2.0, 0.25, 4.0, 0.125, 8.0)
-_NARROW = 1.03
+#: The crossing point is looked for up to these factors on the link rate, and narrowed to this ratio.
+_LEAST, _MOST = 1 / 8, 8.0
+_NARROW = 1.05
 
 
 def verdict(
@@ -61,34 +61,28 @@ def _crossing(
     ranks = rows[0].ranks
     if ranks == 1 or len(schedules) < 2:
         return ""
-    studies = [machine.study(schedule, job, ranks) for schedule in schedules]
-    kind = studies[0].priced.path
-
-    def fastest(factor: float) -> str:
-        what_if = WhatIf(links={kind: factor})
-        periods = {study.schedule.name: study.period_if(what_if) for study in studies}
-        return min(periods, key=lambda name: periods[name])
-
-    def clearly_other(factor: float, now: str) -> str | None:
-        what_if = WhatIf(links={kind: factor})
-        periods = {study.schedule.name: study.period_if(what_if) for study in studies}
-        best = min(periods, key=lambda name: periods[name])
-        return best if periods[best] < periods[now] * (1 - SAME) else None
-
+    studies = {row.schedule: machine.study(schedule, job, ranks) for row, schedule in zip(rows, schedules, strict=True)}
+    kind = studies[rows[0].schedule].priced.path
     now = min(rows, key=lambda row: row.iteration_s).schedule
-    for factor in _FACTORS:
-        other = clearly_other(factor, now)
-        if other is None:
+
+    def period(name: str, factor: float) -> float:
+        return studies[name].period_if(WhatIf(links={kind: factor}))
+
+    for end in (_LEAST, _MOST):
+        periods = {name: period(name, end) for name in studies}
+        other = min(periods, key=lambda name: periods[name])
+        if periods[other] > periods[now] * (1 - SAME):
             continue
-        same, changed = (1.0, factor)
+        same, changed = 1.0, end
         while max(same / changed, changed / same) > _NARROW:
             middle = (same * changed) ** 0.5
-            if fastest(middle) == now:
-                same = middle
-            else:
+            if period(other, middle) < period(now, middle):
                 changed = middle
-        return f"the order changes {'above' if factor > 1 else 'below'} {_rate(machine, kind, changed)}: then {other}"
-    return f"the order holds from 1/8 to 8 times today's {_rate(machine, kind, 1.0)}"
+            else:
+                same = middle
+        side = "above" if end > 1 else "below"
+        return f"the order changes {side} {_rate(machine, kind, changed)}: then {other} is the fastest"
+    return f"{now} stays the fastest from 1/8 to 8 times today's {_rate(machine, kind, 1.0)}"
 
 
 def _rate(machine: Machine, kind: str, factor: float) -> str:

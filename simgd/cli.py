@@ -1,0 +1,413 @@
+"""The command line: arguments in, library calls, text out. The one place where simgd, executor and calibration meet.
+
+Whatever is slow to import is imported by the command that needs it. Bad input ends with one line and status 2.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn, Optional
+
+import click
+import typer
+
+from simgd import __version__
+from simgd.errors import FileError, ProfileError, ScheduleError, SimgdError, UnknownNameError, unknown
+
+app = typer.Typer(
+    help=__doc__.splitlines()[0] if __doc__ else None,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+#: Without a terminal tables are as wide as they need.
+_WIDTH = 220
+
+On = Annotated[str, typer.Option("--on", help="cluster: a name, NAME:NODES, a TOML file, or a profile")]
+Profiles = Annotated[Optional[list[str]], typer.Option("--profile", help="costs; of several the later wins")]
+AsJson = Annotated[bool, typer.Option("--json", help="print the values as JSON")]
+Schedules = Annotated[Optional[str], typer.Option("--schedules", "--schedule", help="names or JSON files, by commas")]
+Ranks = Annotated[Optional[str], typer.Option("--ranks", help="numbers of ranks, by commas; default: every device")]
+Devices = Annotated[Optional[str], typer.Option("--devices", help="device numbers, by commas; default: the first ones")]
+Batch = Annotated[Optional[int], typer.Option("--batch", help="samples a rank")]
+Tokens = Annotated[Optional[int], typer.Option("--seq-len", help="tokens a sample")]
+OptimizerName = Annotated[str, typer.Option("--optimizer", help="sgd (with momentum) or adamw")]
+Dtype = Annotated[str, typer.Option("--dtype", help="fp32, tf32 or bf16")]
+Wire = Annotated[str, typer.Option("--wire", help="gradients travel in fp32 or bf16")]
+Plot = Annotated[Optional[Path], typer.Option("--plot", help="draw to this .png, .pdf or .svg")]
+
+
+@app.command()
+def predict(
+    workload: str,
+    on: On,
+    ranks: Ranks = None,
+    schedules: Schedules = None,
+    batch: Batch = None,
+    global_batch: Annotated[Optional[int], typer.Option(help="samples of all ranks together")] = None,
+    seq_len: Tokens = None,
+    optimizer: OptimizerName = "sgd",
+    dtype: Dtype = "fp32",
+    wire: Wire = "fp32",
+    devices: Devices = None,
+    baseline: Annotated[str, typer.Option(help="schedule that speed-ups are stated over, beside sync")] = "bucketed:25MiB",
+    profile: Profiles = None,
+    seed: Annotated[int, typer.Option(help="of the noise, where the profile has any")] = 0,
+    json: AsJson = False,
+    trace: Annotated[Optional[Path], typer.Option(help="write a timeline for Perfetto")] = None,
+    plot: Plot = None,
+) -> None:
+    """Predict the iteration of each schedule, and say which to run."""
+    from simgd import predict as library
+    from simgd.verdict import verdict
+
+    if batch is not None and global_batch is not None:
+        raise ProfileError("--batch and --global-batch: give one of them")
+    machine, counts = _machine(on, profile, ranks, devices)
+    job = _job(workload, batch, seq_len, optimizer, dtype, wire)
+    chosen = _schedules(schedules)
+    rows = library.predict(
+        machine, job, counts, chosen, baseline=_schedule(baseline), global_batch=global_batch, seed=seed
+    )
+    here = library.with_global_batch(job, global_batch, max(counts))
+    sentence = verdict(rows, machine, here, chosen)
+    if trace is not None or plot is not None:
+        studies = [machine.study(schedule, here, max(counts)) for schedule in chosen]
+        traces = [(study.schedule.name, library.trace_of(study)) for study in studies]
+        if trace is not None:
+            from simgd import perfetto
+
+            perfetto.write(traces, trace)
+        if plot is not None:
+            from simgd import figures
+
+            figures.speedups(rows, traces, plot)
+    if json:
+        _print_json({"predictions": rows, "verdict": sentence})
+    else:
+        from simgd import report
+
+        _print(report.predictions(rows, sentence))
+
+
+@app.command()
+def explain(
+    workload: str,
+    on: On,
+    schedule: Annotated[str, typer.Option("--schedule", "--schedules", help="a name or a JSON file")] = "bucketed:25MiB",
+    ranks: Ranks = None,
+    batch: Batch = None,
+    seq_len: Tokens = None,
+    optimizer: OptimizerName = "sgd",
+    dtype: Dtype = "fp32",
+    wire: Wire = "fp32",
+    devices: Devices = None,
+    profile: Profiles = None,
+    json: AsJson = False,
+) -> None:
+    """Name the critical cycle of one schedule, and what would move it."""
+    from simgd import explain as library
+
+    machine, counts = _machine(on, profile, ranks, devices)
+    job = _job(workload, batch, seq_len, optimizer, dtype, wire)
+    found = [library.explain(machine.study(_schedule(schedule), job, count)) for count in counts]
+    if json:
+        _print_json({"explanations": found})
+    else:
+        from simgd import report
+
+        for explanation in found:
+            _print(report.explanation(explanation))
+
+
+@app.command()
+def collective(
+    kind: str,
+    on: On,
+    ranks: Ranks = None,
+    sizes: Annotated[str, typer.Option(help="64KiB,1MiB or 8B:1GiB:x2")] = "8B:1GiB:x8",
+    measured: Annotated[Optional[Path], typer.Option(help="output of nccl-tests to compare with")] = None,
+    devices: Devices = None,
+    profile: Profiles = None,
+    json: AsJson = False,
+) -> None:
+    """Predict the time of one collective by message size, as nccl-tests prints it."""
+    from simgd import collective as library
+
+    from simgd.units import sizes as read_sizes
+
+    if kind not in library.KINDS:
+        raise unknown("collective", kind, library.KINDS)
+    if measured is not None:
+        from calibration import nccl_tests
+
+        found = nccl_tests.read(measured, kind)  # type: ignore[arg-type]
+        machine, _ = _machine(on, profile, ranks or str(found.ranks), devices)
+        network = machine.network()
+        rows = library.compared(network, nccl_tests.compare(found, network), found.kind, found.ranks)
+    else:
+        machine, counts = _machine(on, profile, ranks, devices)
+        rows = library.predicted(machine.network(), kind, counts, read_sizes(sizes), machine.devices)  # type: ignore[arg-type]
+    if json:
+        _print_json({"collectives": rows})
+    else:
+        _print(library.table(rows))
+
+
+@app.command()
+def schedule(
+    name: str,
+    workload: Annotated[str, typer.Option(help="a name or a TOML file")],
+    out: Annotated[Path, typer.Option(help="JSON file to write")],
+    on: Annotated[Optional[str], typer.Option(help="cluster, for schedules that depend on costs")] = None,
+    ranks: Ranks = None,
+    profile: Profiles = None,
+) -> None:
+    """Write a schedule as a file: what `predict`, `explain` and the executor read."""
+    from simgd import catalogue, files
+    from simgd.plan import plan
+    from simgd.soundness import derive
+
+    found = catalogue.workload(workload)
+    prices = None
+    if on is not None:
+        machine, counts = _machine(on, profile, ranks, None)
+        prices = machine.prices(_job(workload, None, None, "sgd", "fp32", "fp32"), max(counts))
+    planned = plan(name, found, prices)
+    derived = derive(planned, found)
+    files.write(out, planned)
+    stale = max(derived.staleness.values(), default=0)
+    _print(f"{out}: {planned.name} for {found.name}, {len(planned.ops)} ops, staleness {stale}, {planned.digest[:12]}")
+
+
+@app.command()
+def workload(
+    source: Annotated[str, typer.Argument(help="MODULE:FUNCTION, or TABLE.csv of layers with measured times")],
+    out: Annotated[Path, typer.Option(help="TOML file to write; a table's times go into NAME.profile.json beside it")],
+    argument: Annotated[Optional[list[str]], typer.Option(help="NAME=VALUE for the function")] = None,
+) -> None:
+    """Count a network of your own, or read a table of its layers."""
+    from simgd import files
+
+    if out.suffix != ".toml":
+        raise FileError(f"{out}: a workload is written as TOML; name it {out.with_suffix('.toml')}")
+    if source.endswith(".csv"):
+        from calibration.tables import read_table
+
+        counted, costs = read_table(source, name=out.stem)
+        beside = out.with_suffix(".profile.json")
+        files.write(out, counted)
+        files.write(beside, costs)
+        _print(f"{out}: {counted.parameters:,} parameters in {len(counted.layers)} layers; its times: {beside}")
+        return
+    try:
+        from calibration.counting import from_spec
+    except ImportError as error:
+        raise SimgdError(f"counting a network needs {error.name}; pip install 'simgd[torch]'") from None
+    counted = from_spec(source, _arguments(argument or []), name=out.stem)
+    files.write(out, counted)
+    _print(f"{out}: {counted.parameters:,} parameters in {len(counted.layers)} layers")
+
+
+@app.command(name="list")
+def list_(what: Annotated[str, typer.Argument(help="workloads, clusters, schedules or profiles")]) -> None:
+    """List what has a name."""
+    from simgd import catalogue, report
+    from simgd.schedules import NAMES
+
+    lines: list[tuple[str, str]]
+    match what:
+        case "schedules":
+            lines = list(NAMES.items())
+        case "workloads":
+            lines = [(name, catalogue.workload(name).description) for name in catalogue.names("workload")]
+        case "clusters":
+            lines = [(name, catalogue.cluster(name).description) for name in catalogue.names("cluster")]
+        case "profiles":
+            lines = [(name, catalogue.profile(name).description) for name in catalogue.names("profile")]
+        case _:
+            raise unknown("list", what, ["workloads", "clusters", "schedules", "profiles"])
+    made = report.table("name", "what it is", left=2)
+    for name, text in lines:
+        made.add_row(name, text)
+    _print(made)
+
+
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(help="a name from `simgd list`, or a file")],
+    toml: Annotated[bool, typer.Option("--toml", help="print it as a file to start from")] = False,
+    plot: Plot = None,
+) -> None:
+    """Show a workload, cluster, schedule or profile."""
+    from simgd import showing
+
+    values = showing.find(name)
+    if plot is not None:
+        from simgd import figures
+
+        figures.graph(showing.cluster_of(name, values), plot)
+    if toml:
+        sys.stdout.write(showing.as_file(name, values))
+    else:
+        for value in values:
+            _print(showing.table(value))
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="folder for the picture and the timeline")] = Path("demo"),
+) -> None:
+    """Run the main job: predict AlexNet on a DGX-1, with a picture and a timeline."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileError(f"{out}: cannot be made: {error.strerror}") from None
+    picture, timeline = out / "alexnet.png", out / "alexnet.trace.json"
+    predict("alexnet", on="dgx1-p100", ranks="1,2,4,8", batch=32, plot=picture, trace=timeline)
+    _print("")
+    explain("alexnet", on="dgx1-p100", schedule="layerwise", ranks="8", batch=32)
+    _print(f"\npicture: {picture}\ntimeline: {timeline} (open it at ui.perfetto.dev)")
+
+
+# --- from arguments to values ------------------------------------------------------------------------------------
+
+
+def _machine(on: str, profiles: list[str] | None, ranks: str | None, devices: str | None) -> tuple[Any, tuple[int, ...]]:
+    """Return the machine, and the numbers of ranks asked for."""
+    from simgd import catalogue, fabrics
+    from simgd.predict import Machine
+    from simgd.report import ranks_of
+
+    cluster = catalogue.cluster(on)
+    chosen = ranks_of(devices) if devices is not None else None
+    if ranks is not None:
+        counts = ranks_of(ranks)
+    elif chosen is not None:
+        counts = (len(chosen),)
+    elif cluster.device.kind == "cpu" and cluster.nodes == 1:
+        raise ProfileError(f"cluster {cluster.name!r}: has as many CPU nodes as asked for; give --ranks")
+    else:
+        counts = (cluster.size,)
+    for count in counts:
+        fabrics.placement(cluster, count, chosen[:count] if chosen is not None else None)
+    profile = catalogue.profile_for(on, cluster, profiles or [])
+    return Machine(cluster, profile, devices=chosen), counts
+
+
+def _job(
+    name: str, batch: int | None, tokens: int | None, optimizer: str, dtype: str, wire: str
+) -> Any:
+    from simgd import catalogue
+    from simgd.job import job
+
+    for what, value, known in (("dtype", dtype, ("fp32", "tf32", "bf16")), ("wire", wire, ("fp32", "bf16"))):
+        if value not in known:
+            raise unknown(what, value, known)
+    return job(
+        catalogue.workload(name),
+        batch=batch,
+        tokens=tokens,
+        dtype=dtype,  # type: ignore[arg-type]
+        wire=wire,  # type: ignore[arg-type]
+        optimizer=optimizer,
+    )
+
+
+def _schedules(names: str | None) -> list[Any]:
+    from simgd.schedules import DEFAULT_SCHEDULES
+
+    listed = [name.strip() for name in names.split(",")] if names is not None else list(DEFAULT_SCHEDULES)
+    if len(set(listed)) < len(listed) or "" in listed:
+        raise ScheduleError(f"--schedules {names}: names a schedule twice, or none")
+    return [_schedule(name) for name in listed]
+
+
+def _schedule(name: str) -> Any:
+    """Return a schedule's name, checked, or the schedule that a JSON file holds."""
+    from simgd import files
+    from simgd.schedule import Schedule
+    from simgd.schedules import parse
+
+    if name.endswith((".json", ".json.gz")):
+        return files.read(name, Schedule)
+    parse(name)
+    return name
+
+
+def _arguments(pairs: list[str]) -> dict[str, str | int | float | bool]:
+    found: dict[str, str | int | float | bool] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals or not name.isidentifier():
+            raise FileError(f"--argument {pair!r}: write NAME=VALUE")
+        found[name] = _scalar(text)
+    return found
+
+
+def _scalar(text: str) -> str | int | float | bool:
+    if text in ("true", "false"):
+        return text == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+# --- output and errors -------------------------------------------------------------------------------------------
+
+
+def _print(what: Any) -> None:
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False, soft_wrap=isinstance(what, str))
+    console.print(what, markup=False) if isinstance(what, str) else console.print(what)
+
+
+def _print_json(value: Any) -> None:
+    from simgd import files
+
+    sys.stdout.write(files.to_json(value).decode())
+
+
+def _check_packages() -> None:
+    """Refuse to run with somebody else's `executor` or `calibration` in the way."""
+    import calibration
+    import executor
+
+    for package in (executor, calibration):
+        if getattr(package, "DISTRIBUTION", None) != "simgd":
+            raise SimgdError(
+                f"package {package.__name__!r} is not simgd's but {package.__file__}; uninstall that distribution, or use "
+                "a virtual environment of its own"
+            )
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run a command and return its exit status."""
+    try:
+        _check_packages()
+        status = app(args=arguments, standalone_mode=False)
+        return status if isinstance(status, int) else 0
+    except SimgdError as error:
+        return _fail(str(error))
+    except click.exceptions.ClickException as error:
+        return _fail(error.format_message())
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        return _fail("interrupted", 130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0
+
+
+def _fail(message: str, status: int = 2) -> int:
+    print(f"simgd: {' '.join(message.split())}", file=sys.stderr)
+    return status
+
+
+def main() -> NoReturn:
+    """Run the command of the process's arguments."""
+    sys.exit(run())

@@ -1,0 +1,253 @@
+"""Tables for people, from the same values that ``--json`` prints."""
+
+from collections.abc import Iterable, Sequence
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from simgd.errors import ProfileError
+from simgd.explain import Explanation
+from simgd.fabrics import Fabric
+from simgd.files import plain
+from simgd.predict import Prediction
+from simgd.profile import Entry, Profile
+from simgd.topology import Cluster
+from simgd.units import show_bytes, show_rate, show_seconds
+from simgd.workload import Workload
+
+#: A critical cycle has hundreds of steps; the table shows the longest ones.
+SHOWN_STEPS = 12
+
+
+def table(*columns: str, left: int = 1, title: str | None = None) -> Table:
+    """Return an empty table whose first *left* columns are aligned to the left, the others to the right."""
+    made = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
+    for place, column in enumerate(columns):
+        made.add_column(column, justify="left" if place < left else "right", no_wrap=True)
+    return made
+
+
+def weaker_than_published(prediction: Prediction) -> bool:
+    """Say whether a prediction rests on anything weaker than published costs."""
+    return prediction.origin in ("modelled", "assumed")
+
+
+def predictions(rows: Sequence[Prediction], verdict: str) -> RenderableType:
+    """Return the table of predictions with its verdict."""
+    first = rows[0]
+    made = table(
+        "ranks",
+        "schedule",
+        "iteration",
+        "90 % interval",
+        "over sync",
+        f"over {first.baseline}",
+        "over one",
+        "efficiency",
+        "compute",
+        "messages",
+        "exposed",
+        "host stall",
+        "stale",
+        "memory",
+        "bound by",
+        left=2,
+        title=f"{first.workload} on {first.cluster}, batch {first.batch_per_rank} a rank"
+        if len({row.batch_per_rank for row in rows}) == 1
+        else f"{first.workload} on {first.cluster}",
+    )
+    last = None
+    for row in rows:
+        mark = "~" if weaker_than_published(row) else ""
+        made.add_row(
+            str(row.ranks) if row.ranks != last else "",
+            row.schedule,
+            f"{mark}{show_seconds(row.iteration_s)}",
+            f"{show_seconds(row.iteration_low_s)} .. {show_seconds(row.iteration_high_s)}",
+            f"{row.speedup_over_sync:.3f}x",
+            f"{row.speedup_over_baseline:.3f}x",
+            f"{row.speedup_over_one:.2f}x",
+            f"{100 * row.efficiency:.1f} %",
+            show_seconds(row.compute_s),
+            show_seconds(row.communication_s),
+            show_seconds(row.exposed_communication_s),
+            show_seconds(row.host_stall_s),
+            str(row.staleness),
+            show_bytes(row.peak_memory_bytes) + ("" if row.memory_fits else " !"),
+            row.bound_by,
+            end_section=False,
+        )
+        last = row.ranks
+    return Group(made, *(Text(line) for line in _footnotes(rows)), Text(f"verdict: {verdict}", style="bold"))
+
+
+def _footnotes(rows: Sequence[Prediction]) -> Iterable[str]:
+    most = max(rows, key=lambda row: (row.ranks, len(row.origins)))
+    by_origin: dict[str, list[str]] = {}
+    for part, origin in most.origins.items():
+        by_origin.setdefault(origin, []).append(part)
+    rests = "; ".join(f"{origin}: {', '.join(parts)}" for origin, parts in by_origin.items())
+    yield f"profile {most.profile}; what the numbers rest on: {rests}" + (
+        "  (~: weaker than published)" if any(weaker_than_published(row) for row in rows) else ""
+    )
+    if most.algorithms:
+        yield f"collectives: {', '.join(most.algorithms)}"
+    if any(row.extrapolated for row in rows):
+        yield "some costs were taken beyond where they were measured or published (extrapolated)"
+    unsteady = [row for row in rows if not row.repeats]
+    for row in unsteady:
+        yield (
+            f"{row.schedule} on {row.ranks} ranks: no steady state within the limit; its time is the mean of the last "
+            f"{row.steady_iterations} iterations"
+        )
+    if not unsteady:
+        warm = max(row.warm_up_iterations for row in rows)
+        cycle = max(row.steady_iterations for row in rows)
+        yield f"steady state: repeats exactly every {_count(cycle, 'iteration')}, after {_count(warm, 'iteration')} or fewer"
+    if any(not row.memory_fits for row in rows):
+        yield "!: more than the device's memory"
+
+
+def explanation(found: Explanation) -> RenderableType:
+    """Return the critical cycle of one schedule, and what would move it."""
+    parts = table("on the critical cycle", "time", "share", "rests on", left=1)
+    for part, seconds in sorted(found.shares.items(), key=lambda item: -item[1]):
+        share = f"{100 * seconds / found.critical_cycle_s:.1f} %" if found.critical_cycle_s else "-"
+        parts.add_row(part, show_seconds(seconds), share, found.origins.get(part, "-"))
+    if found.interference_s > 0:
+        share = f"+{100 * found.interference_s / found.critical_cycle_s:.1f} %"
+        parts.add_row("interference", show_seconds(found.interference_s), share, found.origins.get("interference", "-"))
+    steps = table(
+        "longest steps of the cycle",
+        "what",
+        "time",
+        "iterations later",
+        left=2,
+        title=f"{len(found.cycle)} steps in all, the {min(SHOWN_STEPS, len(found.cycle))} longest:",
+    )
+    for step in sorted(found.cycle, key=lambda step: -step.seconds)[:SHOWN_STEPS]:
+        steps.add_row(step.op, step.what, show_seconds(step.seconds), str(step.lag) if step.lag else "")
+    moves = table("if 10 % better", "iteration", "faster by", left=1)
+    for change in found.changes:
+        moves.add_row(change.resource, show_seconds(change.iteration_s), f"{100 * change.gain:.2f} %")
+    head = (
+        f"{found.workload}, {found.schedule}, {found.ranks} ranks of {found.cluster}: "
+        f"{show_seconds(found.iteration_s)} an iteration, at least {show_seconds(found.critical_cycle_s)} by the cycle ratio"
+    )
+    sections: list[RenderableType] = [Text(head, style="bold"), Text(), parts, Text(), steps, Text(), moves]
+    if found.path:
+        sections.append(Text(f"collectives cross {found.path}: {', '.join(found.algorithms)}"))
+    return Group(*sections)
+
+
+def workload(value: Workload) -> RenderableType:
+    """Return the layers of a workload."""
+    tokens = f", {value.tokens} tokens" if value.tokens else ""
+    head = (
+        f"{value.name}: {value.parameters:,} parameters in {len(value.layers)} layers and {len(value.arrivals)} tensors; "
+        f"usual batch {value.batch} ({value.sample}){tokens}"
+    )
+    made = table("layer", "parameters", "forward", "backward", "kept", "kernels", left=1)
+    batch, length = value.batch, value.tokens
+    for layer in value.layers:
+        cells = [f"{layer.elements:,}"]
+        for work in (layer.forward, layer.backward):
+            cells.append("unknown" if work is None else f"{work.flops.at(batch, length) / 1e9:.3g} GFLOP")
+        kernels = [str(work.kernels) if work is not None else "?" for work in (layer.forward, layer.backward)]
+        made.add_row(layer.name, *cells, show_bytes(layer.kept.at(batch, length)), " + ".join(kernels))
+    source = "no source recorded"
+    if value.source is not None:
+        arguments = ", ".join(f"{key}={argument}" for key, argument in value.source.arguments.items())
+        versions = ", ".join(f"{name} {version}" for name, version in value.source.versions.items())
+        source = f"counted from {value.source.function}({arguments})" + (f" with {versions}" if versions else "")
+    return Group(Text(head, style="bold"), Text(value.description or ""), made, Text(source))
+
+
+def cluster(value: Cluster, fabric: Fabric | None) -> RenderableType:
+    """Return what a cluster is made of, and what its links offer to a collective among all devices."""
+    device = value.device
+    rates = ", ".join(
+        f"{rate / 1e12:.4g} TFLOP/s {name}"
+        for name, rate in (("fp32", device.fp32), ("tf32", device.tf32), ("bf16", device.bf16))
+        if rate is not None
+    )
+    lines = [
+        f"{value.nodes} x {len(value.devices)} {device.name}: {rates}, {show_bytes(device.memory)} at "
+        f"{show_rate(device.memory_rate)}"
+    ]
+    if value.interconnect is not None:
+        net = value.interconnect
+        lines.append(
+            f"{len(value.nics)} NICs a node, {net.kind} {8e-9 * net.bandwidth:.0f} Gb/s each, fat tree of {net.ports}-port "
+            "switches"
+        )
+    if fabric is not None:
+        lines.append(
+            f"a ring through all: {show_rate(fabric.ring_bytes_per_s)} in {_count(len(fabric.rings), 'channel')}, limited by {fabric.path}"
+        )
+    made = table("link", "kind", "cables", "each way", left=2)
+    for link in value.links:
+        made.add_row("-".join(link.ends), link.kind, str(link.count), show_rate(link.bandwidth * link.count))
+    head = f"{value.name}: {value.description}" if value.description else value.name
+    sources = [text for text in (value.source, device.source) if text]
+    return Group(
+        Text(head, style="bold"), *(Text(line) for line in lines), made, *(Text(f"source: {text}") for text in sources)
+    )
+
+
+def profile(value: Profile) -> RenderableType:
+    """Return every entry of a profile with its origin and source."""
+    made = table("entry", "value", "origin", "+-", "source", left=5)
+    made.columns[1].no_wrap = made.columns[4].no_wrap = False
+    made.columns[1].max_width = 48
+    for entry in entries(value):
+        fields = {key: item for key, item in plain(entry).items() if key not in ("origin", "source", "uncertainty")}
+        made.add_row(
+            type(entry).__name__,
+            _short(fields),
+            entry.origin,
+            f"{100 * entry.uncertainty:.0f} %",
+            entry.source,
+        )
+    return Group(Text(f"profile {value.name}: {value.description}", style="bold"), made)
+
+
+def entries(value: Profile) -> Iterable[Entry]:
+    """Yield all entries of a profile."""
+    for name in value.__struct_fields__:
+        found = getattr(value, name)
+        if isinstance(found, Entry):
+            yield found
+        elif isinstance(found, tuple):
+            yield from (entry for entry in found if isinstance(entry, Entry))
+
+
+def _short(fields: dict[str, object]) -> str:
+    parts = []
+    for key, value in fields.items():
+        if isinstance(value, float):
+            parts.append(f"{key} {value:.4g}")
+        elif isinstance(value, (list, tuple, dict)):
+            parts.append(f"{key}: {len(value)} values")
+        else:
+            parts.append(f"{key} {value}")
+    return ", ".join(parts)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def ranks_of(text: str) -> tuple[int, ...]:
+    """Return the numbers of ranks in ``1,2,4``.
+
+    >>> ranks_of("1,2,4")
+    (1, 2, 4)
+    """
+    found = []
+    for part in text.split(","):
+        if not (part.strip().isascii() and part.strip().isdecimal() and len(part.strip()) < 8):
+            raise ProfileError(f"{text!r}: {part.strip()!r} is not a whole number of 0 or more; write 1,2,4,8")
+        found.append(int(part))
+    return tuple(found)

@@ -1,0 +1,103 @@
+"""What `simgd show` shows: finds everything that a name or a file stands for."""
+
+from collections.abc import Sequence
+
+from rich.console import RenderableType
+from rich.text import Text
+
+from simgd import catalogue, fabrics, files, report
+from simgd.errors import ClusterError, FileError, SimgdError, UnknownNameError, unknown
+from simgd.profile import Profile
+from simgd.schedule import Schedule, to_text
+from simgd.schedules import NAMES, parse
+from simgd.topology import Cluster
+from simgd.trace import Trace
+from simgd.workload import Workload
+
+Shown = Workload | Cluster | Profile | Schedule | str
+
+_FORMATS: dict[str, type[Workload] | type[Cluster] | type[Profile] | type[Schedule] | type[Trace]] = {
+    "simgd workload": Workload,
+    "simgd cluster": Cluster,
+    "simgd profile": Profile,
+    "simgd schedule": Schedule,
+}
+
+
+def find(name: str) -> tuple[Shown, ...]:
+    """Return what *name* stands for; a cluster comes with its shipped profile.
+
+    Raises UnknownNameError with the nearest name, or FileError for a file of another format.
+    """
+    if catalogue.is_file(name):
+        return (_read(name),)
+    base = name.partition(":")[0]
+    if base in catalogue.names("workload"):
+        return (catalogue.workload(base),)
+    if base in catalogue.names("cluster"):
+        profiles = [catalogue.profile(base)] if base in catalogue.names("profile") else []
+        return (catalogue.cluster(name), *profiles)
+    if base in catalogue.names("profile"):
+        return (catalogue.profile(base),)
+    try:
+        parse(name)
+    except UnknownNameError:
+        known = [*catalogue.names("workload"), *catalogue.names("cluster"), *NAMES]
+        raise unknown("name", name, known, "`simgd list` shows all") from None
+    return (_described(name),)
+
+
+def _described(name: str) -> str:
+    family = name.partition(":")[0]
+    lines = [f"{known}: {text}" for known, text in NAMES.items() if known.partition(":")[0] == family]
+    return "\n".join([*lines, f"`simgd schedule {name} --workload W --out S.json` writes it, `simgd show S.json` its ops"])
+
+
+def _read(name: str) -> Shown:
+    content = files.read_bytes(name)
+    toml = name.endswith(".toml")
+    raw = files.parse(content, dict, where=name, toml=toml)
+    kind = _FORMATS.get(str(raw.get("format")))
+    if kind is None:
+        found = f"holds {str(raw['format'])[:60]!r}" if "format" in raw else "has no `format`"
+        raise FileError(f"{name}: {found}; `simgd show` shows {', '.join(_FORMATS)}")
+    return files.convert(raw, kind, where=name)  # type: ignore[return-value]
+
+
+def cluster_of(name: str, values: Sequence[Shown]) -> Cluster:
+    """Return the cluster among *values*; raise ClusterError where there is none to draw."""
+    for value in values:
+        if isinstance(value, Cluster):
+            return value
+        if isinstance(value, Profile):
+            return value.cluster
+    raise ClusterError(f"{name}: only a cluster or a profile can be drawn")
+
+
+def as_file(name: str, values: Sequence[Shown]) -> str:
+    """Return the first of *values* as the TOML that people start from."""
+    value = values[0]
+    if isinstance(value, (Workload, Cluster)):
+        return files.to_toml(value).decode()
+    raise SimgdError(f"{name}: only workloads and clusters are TOML files; profiles and schedules are JSON")
+
+
+def table(value: Shown) -> RenderableType:
+    """Return *value* for a terminal."""
+    match value:
+        case Workload():
+            return report.workload(value)
+        case Cluster():
+            return report.cluster(value, _fabric(value))
+        case Profile():
+            return report.profile(value)
+        case Schedule():
+            return Text(to_text(value) + f"digest {value.digest}")
+        case str():
+            return Text(value)
+
+
+def _fabric(cluster: Cluster) -> fabrics.Fabric | None:
+    if cluster.size == 1:
+        return None
+    return fabrics.fabric(cluster, fabrics.placement(cluster, cluster.size))
