@@ -24,7 +24,7 @@ import math
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import simpy
 
@@ -56,6 +56,16 @@ class Steady:
     iterations: int
     warm_up: int
     host_stall_ps: Fraction
+
+
+class _Environment(simpy.Environment):
+    """SimPy's environment, whose clock here counts whole picoseconds."""
+
+    if TYPE_CHECKING:
+
+        @property
+        def now(self) -> int:
+            """Picoseconds since the start."""
 
 
 class Program:
@@ -102,8 +112,10 @@ class Program:
         self.slowed = [time.slowed for time in times]
         self.slows = [time.slows for time in times]
         self.interferes = timing.interferes
-        self.lanes = list(dict.fromkeys(lane for lane in self.lane if lane != "host"))
-        self.of_lane = {lane: [k for k in range(self.size) if self.lane[k] == lane] for lane in self.lanes}
+        self.lanes: list[str] = list(dict.fromkeys(lane for lane in self.lane if lane != "host"))
+        self.of_lane: dict[str, list[int]] = {
+            lane: [k for k in range(self.size) if self.lane[k] == lane] for lane in self.lanes
+        }
         self.unit = self._unit()
 
     def _unit(self) -> int:
@@ -115,7 +127,7 @@ class Program:
         """Say whether op *k* has an instance in *iteration*: after the last of *iterations* only owed updates do."""
         if iteration % self.every[k] != self.phase[k]:
             return False
-        return iteration < iterations or 0 <= iteration - self.age[k] < iterations and self.age[k] > 0
+        return iteration < iterations or (0 <= iteration - self.age[k] < iterations and self.age[k] > 0)
 
     def awaited(self, dep: int, lag: int, iteration: int, iterations: int) -> int:
         """Return which instance of *dep* a dependency of *iteration* with *lag* means; below 0 none."""
@@ -139,7 +151,7 @@ class _Rank:
         self.issued: list[int] = []
         self.unissued: list[simpy.Event] = []
         self.issue_end = 0
-        self.place = dict.fromkeys(program.lanes, 0)
+        self.place: dict[str, int] = dict.fromkeys(program.lanes, 0)
         self.due: dict[str, int] = {}
         self.running: dict[str, int] = {}
         self.runner: dict[str, simpy.Process] = {}
@@ -350,7 +362,7 @@ class _Machine:
         keep_rows: bool,
         on_iteration: Callable[["_Rank", int], None],
     ) -> None:
-        self.env = simpy.Environment()
+        self.env = _Environment()
         self.program = program
         self.iterations = iterations
         self.ranks_differ = ranks > 1
@@ -360,7 +372,7 @@ class _Machine:
         self.ended = 0
         self.moving: dict[int, _Flight] = {}
         self.met: dict[tuple[int, int], tuple[int, simpy.Event]] = {}
-        self.left: dict[tuple[int, str], tuple[int, int]] = {}
+        self.left: dict[tuple[int, str], tuple[int | Fraction, int]] = {}
         self.weights: dict[Fraction, int] = {ONE: ranks}
         self.weight = [ONE] * ranks
         self.ranks = [_Rank(self, index) for index in range(ranks)]
@@ -374,8 +386,8 @@ class _Machine:
 
     def spend(
         self,
-        parts: int,
-        rate: Callable[[], int],
+        parts: int | Fraction,
+        rate: Callable[[], int | Fraction],
         key: tuple[int, str],
         runners: dict[str, simpy.Process],
         runner: str,
@@ -404,8 +416,7 @@ class _Machine:
         """Wait for the other ranks; the last one to come moves the data for all."""
         program, env = self.program, self.env
         if self.ranks_differ:
-            came, ended = self.met.get((k, iteration), (0, None))
-            ended = ended or env.event()
+            came, ended = self.met.get((k, iteration)) or (0, env.event())
             self.met[k, iteration] = (came + 1, ended)
             if came + 1 < len(self.ranks):
                 yield ended
@@ -435,9 +446,9 @@ class _Machine:
         if len(self.moving) == 1:
             self.toggle()
 
-        def rate() -> int:
-            slow = max(self.weights)
-            return max(1, int(program.unit * flight.part / slow))
+        def rate() -> Fraction:
+            # Unequal shares give fractions, such as 2/3, that no common unit makes whole.
+            return program.unit * flight.part / max(self.weights)
 
         yield from self.spend((program.run[k] - program.latency[k]) * program.unit, rate, (-1, lane), {}, lane)
         del self.moving[k]
@@ -571,22 +582,22 @@ def steady(
     except RuntimeError:
         machine.check_ended()
         raise
-    repeats = first is not None
+    repeats = isinstance(first, int)
     last = len(ends) - 1
-    first = first if repeats else last // 2
-    cycle = last - first
+    begin = first if isinstance(first, int) else last // 2
+    cycle = last - begin
     return Steady(
-        period_ps=Fraction(ends[last][0] - ends[first][0], cycle),
+        period_ps=Fraction(ends[last][0] - ends[begin][0], cycle),
         repeats=repeats,
         iterations=cycle,
-        warm_up=first,
-        host_stall_ps=Fraction(ends[last][1] - ends[first][1], cycle),
+        warm_up=begin,
+        host_stall_ps=Fraction(ends[last][1] - ends[begin][1], cycle),
     )
 
 
 def _trace(machine: _Machine, workload: str, cluster: str) -> Trace:
     program = machine.program
-    lanes = list(dict.fromkeys(["host", *(op.lane for op in program.schedule.ops)]))
+    lanes: list[str] = list(dict.fromkeys(["host", *(op.lane for op in program.schedule.ops)]))
     number = {lane: index for index, lane in enumerate(lanes)}
     rows = [
         (rank.index, number[lane], k, iteration, start, end)
