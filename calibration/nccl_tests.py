@@ -221,8 +221,8 @@ def compare(measurement: Measurement, network: Network) -> tuple[Comparison, ...
     if devices is None:
         cluster = network.cluster
         raise ClusterError(
-            f"{measurement.where}: was measured with {ranks} ranks on {nodes} node{'s' if nodes > 1 else ''}; cluster "
-            f"{cluster.name!r} has {cluster.nodes} of {len(cluster.devices)} devices"
+            f"{measurement.where}: was measured with {ranks} ranks on {_nodes(nodes)}; cluster {cluster.name!r} has "
+            f"{_nodes(cluster.nodes)} of {len(cluster.devices)} devices"
         )
     rows = []
     for row in measurement.rows:
@@ -230,3 +230,7 @@ def compare(measurement: Measurement, network: Network) -> tuple[Comparison, ...
         error = (demand.solo_s - row.out_of_place_s) / row.out_of_place_s
         rows.append(Comparison(row.nbytes, row.out_of_place_s, demand, error))
     return tuple(rows)
+
+
+def _nodes(count: int) -> str:
+    return "1 node" if count == 1 else f"{count} nodes"

@@ -4,9 +4,9 @@ Each number stands here once, beside the text that says where it came from; the 
 nobody published is marked "modelled" (derived from other numbers, as its source says) or "assumed" (an estimate, or a
 number of another machine), with an uncertainty of 0.25 or more. Nothing is fitted to make a prediction come out.
 
-Left out on purpose: MG-WFBP's lines a + b S for 56 Gb/s InfiniBand are of hosts with four GPUs each, and those for 10 GbE
-of K80 hosts: neither is a machine that is shipped here. Published speeds of InceptionV3, ResNet-152 and VGG-19 are of
-workloads that are not shipped.
+Left out on purpose: MG-WFBP's lines a + b S for 56 Gb/s InfiniBand are of hosts with four GPUs each, and those for
+10 GbE of K80 hosts: neither is a machine that is shipped here. Published speeds of InceptionV3, ResNet-152 and VGG-19
+are of workloads that are not shipped.
 """
 
 import sys
@@ -16,7 +16,6 @@ from pathlib import Path
 from simgd import files
 from simgd.profile import (
     Curve,
-    Dtype,
     Efficiency,
     Execution,
     Host,
@@ -41,7 +40,7 @@ CLUSTERS = Path(__file__).parent.parent / "simgd" / "data" / "clusters"
 
 _TF = "TensorFlow benchmarks, May 2017, one P100 of a DGX-1, synthetic data: {rate:g} images/s at batch {batch}"
 _MXNET = "MXNet example/image-classification, one V100, synthetic data: {rate:g} images/s at batch {batch}"
-_PADDLE = "PaddlePaddle benchmark/IntelOptimizedPaddle.md, MKL-DNN, 2x Xeon Gold 6148: {rate:g} images/s at batch {batch}"
+_PADDLE = "PaddlePaddle IntelOptimizedPaddle.md, MKL-DNN, 2x Xeon Gold 6148: {rate:g} images/s at batch {batch}"
 
 
 def _steps(
@@ -73,11 +72,11 @@ RESNET50_FORWARD_FLOPS = 8.18e9
 
 
 def _roofline_share(images_per_s: float, peak: float) -> float:
-    """Return the share of peak arithmetic that ResNet-50 training reaches: 3 forward passes' worth of FLOPs an image."""
+    """Return the share of peak arithmetic that ResNet-50 training reaches, with 3 forward passes' FLOPs an image."""
     return round(images_per_s * 3 * RESNET50_FORWARD_FLOPS / peak, 3)
 
 
-# NCCL's own cost model: base latency of rings and trees, latency of a hop by kind of link (ring, tree), share of bandwidth.
+# NCCL's own cost model: base latency of rings and trees, latency of a hop (ring, tree), share of the bandwidth.
 NCCL_2017 = (
     Protocol(
         name="LL", base_ring_us=3.6, base_tree_us=4.4, efficiency=0.25,
@@ -97,8 +96,8 @@ NCCL_VOLTA = (
     NCCL_2017[1],
 )  # fmt: skip
 NCCL_2017_SOURCE = (
-    "NCCL v2.5.6 src/graph/tuning.cc: base and hardware latencies; LL 1/4, LL128 0.94 of the bandwidth{more}. The rings of "
-    "NCCL 1 and 2 of 2017 are the same; LL128 came later"
+    "NCCL v2.5.6 src/graph/tuning.cc: base and hardware latencies; LL 1/4, LL128 0.94 of the bandwidth{more}; "
+    "earlier versions of NCCL are taken to cost the same"
 )
 
 
@@ -122,8 +121,8 @@ def _nccl_2026(ll_cap_bytes_per_s: float, *, nvls: bool) -> tuple[Protocol, ...]
 
 
 NCCL_2026_SOURCE = (
-    "NCCL src/graph/tuning.cc as of 2025-2026: base and hardware latencies; LL 1/2 of the bandwidth and at most {cap:g} GB/s "
-    "(llMaxBws), LL128 0.92{more}"
+    "NCCL src/graph/tuning.cc as of 2025-2026: base and hardware latencies; LL 1/2 of the bandwidth and at most "
+    "{cap:g} GB/s (llMaxBws), LL128 0.92{more}"
 )
 
 # Rates that libraries reach on one cable of a kind, in bytes a second.
@@ -136,21 +135,29 @@ def _link(kind: str, rate: float, source: str, origin: Origin = "published", unc
 
 
 EDR_LINK = _link("infiniband", 12e9, _TOPO.format(text="a 100 Gb/s NIC moves 12 GB/s"))
-HDR_LINK = _link("infiniband", 24e9, _TOPO.format(text="12 GB/s for each 100 Gb/s; 200 Gb/s by proportion"), "modelled", 0.25)
-NDR_LINK = _link("infiniband", 48e9, _TOPO.format(text="12 GB/s for each 100 Gb/s; 400 Gb/s by proportion"), "modelled", 0.25)
+_BY_PROPORTION = "a 100 Gb/s NIC moves 12 GB/s; {gbit} Gb/s by proportion"
+HDR_LINK = _link("infiniband", 24e9, _TOPO.format(text=_BY_PROPORTION.format(gbit=200)), "modelled", 0.25)
+NDR_LINK = _link("infiniband", 48e9, _TOPO.format(text=_BY_PROPORTION.format(gbit=400)), "modelled", 0.25)
+
+
+def _nvlink(rate: float, text: str) -> LinkRate:
+    return _link("nvlink", rate, _TOPO.format(text=text), uncertainty=0.05)
 
 
 def _pcie(generation: int, rate: float) -> LinkRate:
-    text = f"PCIe gen3 x16 moves 12 GB/s; gen{generation} by proportion of 15.75 GB/s a direction"
+    text = "PCIe gen3 x16 moves 12 GB/s" + (f"; gen{generation} by proportion" if generation > 3 else "")
     return _link("pcie", rate, _TOPO.format(text=text), "published" if generation == 3 else "modelled", 0.25)
 
 
-# TACCL's and NCCL's numbers speak of rates only; what happens beside compute was measured on one machine.
 def _interference(origin: Origin, where: str) -> tuple[Interference, ...]:
-    measured = "4 H200 on NVSwitch, NCCL 2.28: an 8192^3 bf16 product ran 1.2x slower beside an all-reduce, the all-reduce 1.6x"
+    """Return how compute and communication slow each other, of which one case on one machine was measured."""
+    measured = (
+        "4 H200 on NVSwitch, NCCL 2.28: an 8192^3 bf16 product ran 1.2x slower beside an all-reduce, "
+        "the all-reduce 1.6x slower beside the product"
+    )
     slow = (
-        f"estimated from: {measured}; over {{path}} the library moves an order of magnitude fewer bytes a second through the "
-        "device's memory, so a quarter of the slow-down or less"
+        f"estimated from: {measured}; over {{path}} the library moves an order of magnitude fewer bytes a second "
+        "through the device's memory, so a quarter of the slow-down"
     )
     over_nvlink = f"{measured}{where}"
     rows = []
@@ -194,7 +201,7 @@ def _table(rows: dict[int, float], source: str, origin: Origin = "published", un
 
 
 TABLES = {
-    "sandybridge-qdr": _table(QDR_US, "OSU latency of an MVAPICH2-class library on QDR InfiniBand (known by its bandwidth)"),
+    "sandybridge-qdr": _table(QDR_US, "OSU latency of an MVAPICH2-class library on QDR (known by its bandwidth)"),
     "sandybridge-fdr": _table(FDR_US, "OSU latency on FDR ConnectX-3, OpenHPC issue 207; no size above 256 KiB"),
     "xeon-edr": _table(EDR_US, "OSU latency on EDR, Open MPI: documents of SJTU's HPC centre"),
     "xeon-hdr": _table(HDR_US, "OSU latency in a tutorial of Flux, on HDR (known by its bandwidth)"),
@@ -240,8 +247,8 @@ HOST_2016 = Host(
     iteration=100e-6,
     origin="assumed",
     uncertainty=0.5,
-    source="a C++ framework of 2016: 5-6 us for a CUDA kernel launch of that time; a collective is a launch, two recorded "
-    "events and a stream's wait; 100 us an iteration to read the loss and feed the data",
+    source="a C++ framework of 2016: 5-6 us for a CUDA kernel launch of that time; a collective is a launch, two "
+    "recorded events and a stream's wait; 100 us an iteration to read the loss and feed the data",
 )
 
 
@@ -256,25 +263,20 @@ def _eager(where: str) -> Host:
         iteration=200e-6,
         origin="assumed",
         uncertainty=0.4,
-        source="collective: 4 H200, torch 2.11, one all-reduce per tensor from hooks against one flat: GoogLeNet (51-24 ms) / "
-        "173 tensors = 156 us, BERT-large (118-53 ms) / about 393 = 165 us, so 160 us with its hook and its wait (hence "
-        f"wait 0){where}; issue of eager PyTorch kernels 12 us, optimizer 15 us a call, 200 us an iteration: estimates",
+        source="collective: 4 H200, torch 2.11, one all-reduce per tensor from hooks against one flat: GoogLeNet "
+        "(51-24 ms) / 173 tensors = 156 us, BERT-large (118-53 ms) / about 393 = 165 us, so 160 us with its hook and "
+        f"its wait (hence wait 0){where}; issue of eager PyTorch kernels 12 us, optimizer 15 us a call, 200 us an "
+        "iteration: estimates",
     )
 
 
-_PCIE_P100 = _link("pcie", 9.2e9, _TARTAN.format(text="9.2 GB/s between GPUs on one PCIe switch, 9.8-10.8 on one socket"))
-_QPI_P100 = _link(
-    "socket",
-    8.75e9,
-    _TARTAN.format(text="17-18 GB/s both ways together between GPUs on two sockets; a ring crosses both ways at once"),
+_TWO_SOCKETS = _TARTAN.format(
+    text="17-18 GB/s both ways together between GPUs on two sockets; a ring crosses both ways at once"
 )
-
-
-def _moved(link: LinkRate, why: str) -> LinkRate:
-    return _link(link.kind, link.bytes_per_s, f"{why}: {link.source}", "assumed", 0.25)
-
-
-_SAME_HOST = "taken over from the P100 machine, whose host is the same design"
+_QPI_P100 = _link("socket", 8.75e9, _TWO_SOCKETS)
+_QPI_V100 = _link(
+    "socket", 8.75e9, f"{_TWO_SOCKETS}; taken over for the V100 machine, whose host is the same design", "assumed", 0.25
+)
 _FROM_H200 = "; transferred to this machine"
 
 GPUS = (
@@ -295,8 +297,8 @@ GPUS = (
             source="ResNet-50 at 219 images/s (TensorFlow benchmarks, P100, batch 64) x 3 x 8.18 GFLOP / 10.6 TFLOP/s",
         ),
         links=(
-            _link("nvlink", 18e9, _TOPO.format(text="Pascal NVLink moves 18 GB/s (nominal 20; Tartan's logs: 18.4)"), uncertainty=0.05),
-            _PCIE_P100,
+            _nvlink(18e9, "Pascal NVLink moves 18 GB/s (nominal 20; Tartan's logs: 18.4)"),
+            _pcie(3, 12e9),
             _QPI_P100,
             EDR_LINK,
         ),
@@ -324,9 +326,9 @@ GPUS = (
             source="ResNet-50 at 363.7 images/s (MXNet, V100, batch 128) x 3 x 8.18 GFLOP / 15.7 TFLOP/s",
         ),
         links=(
-            _link("nvlink", 21e9, _TOPO.format(text="Volta NVLink moves 20-22 GB/s by version; the middle (nominal 25)"), uncertainty=0.05),
-            _moved(_PCIE_P100, _SAME_HOST),
-            _moved(_QPI_P100, _SAME_HOST),
+            _nvlink(21e9, "Volta NVLink moves 20-22 GB/s by version, 21 in v2.5 and v2.6 (nominal 25)"),
+            _pcie(3, 12e9),
+            _QPI_V100,
             EDR_LINK,
         ),
         library=_library(NCCL_VOLTA, NCCL_2017_SOURCE.format(more=" and at most 100 GB/s")),
@@ -353,7 +355,7 @@ GPUS = (
             source="ResNet-50 at 363.7 images/s (MXNet, V100, batch 128) x 3 x 8.18 GFLOP / 15.7 TFLOP/s",
         ),
         links=(
-            _link("nvlink", 21e9, _TOPO.format(text="Volta NVLink moves 20-22 GB/s by version; the middle (nominal 25)"), uncertainty=0.05),
+            _nvlink(21e9, "Volta NVLink moves 20-22 GB/s by version, 21 in v2.5 and v2.6 (nominal 25)"),
             _pcie(3, 12e9),
             _link("socket", 9.5e9, _TOPO.format(text="UPI moves 9-10 GB/s")),
             EDR_LINK,
@@ -383,10 +385,11 @@ GPUS = (
             value=0.4,
             origin="assumed",
             uncertainty=0.4,
-            source="no published workload used; below the 0.5-0.57 of P100 and V100 in fp32, since tensor cores wait for memory more",
+            source="no published workload used; below the 0.5-0.57 of P100 and V100 in fp32, since tensor cores wait "
+            "for memory more",
         ),
         links=(
-            _link("nvlink", 20e9, _TOPO.format(text="Ampere NVLink moves 20-22 GB/s by version, 20 in current ones (nominal 25)"), uncertainty=0.05),
+            _nvlink(20e9, "Ampere NVLink moves 20-22 GB/s by version, 20 in current ones (nominal 25)"),
             _pcie(4, 24e9),
             _link("socket", 9.5e9, _TOPO.format(text="UPI moves 9-10 GB/s; taken for Infinity Fabric"), "assumed", 0.4),
             HDR_LINK,
@@ -406,15 +409,14 @@ GPUS = (
                 value=0.4,
                 origin="assumed",
                 uncertainty=0.4,
-                source="no published workload used; large bf16 products alone reached 770-800 of 989 TFLOP/s on one H200, and a "
-                "training step reaches far less",
+                source="no published workload used; large bf16 products alone reached 770-800 of 989 TFLOP/s on one "
+                "H200, and a training step reaches far less",
             ),
             links=(
-                _link(
-                    "nvlink",
+                _nvlink(
                     20.6e9,
-                    _TOPO.format(text="Hopper NVLink moves 20.6 GB/s (nominal 25); x 18 agrees with about 370 GB/s, NCCL's maintainer in nccl-tests issue 212"),
-                    uncertainty=0.05,
+                    "Hopper NVLink moves 20.6 GB/s (nominal 25); 18 of them agree with the ring's 370 GB/s that "
+                    "NCCL's maintainer names in nccl-tests issue 212",
                 ),
                 _pcie(5, 48e9),
                 _link("socket", 9.5e9, _TOPO.format(text="UPI moves 9-10 GB/s"), "assumed", 0.4),
@@ -502,8 +504,8 @@ def gpu_profile(made: _Gpu, cluster: Cluster) -> Profile:
             kernel=made.smallest_kernel_s,
             origin="assumed",
             uncertainty=0.25,
-            source=f"{made.memory_share:g} of the data sheet's rate: one H200 copies 4.3 of 4.8 TB/s (0.9), older memories reach "
-            f"less; smallest kernel {1e6 * made.smallest_kernel_s:g} us, an estimate",
+            source=f"{made.memory_share:g} of the data sheet's rate: one H200 copies 4.3 of 4.8 TB/s (0.9), older "
+            f"memories reach less; smallest kernel {1e6 * made.smallest_kernel_s:g} us, an estimate",
         ),
         curves=made.curves,
         links=made.links,
@@ -537,7 +539,7 @@ def cpu_profile(made: _Cpu, cluster: Cluster) -> Profile:
     skylake = made.cores == 40
     origin: Origin = "published" if made.cluster in ("xeon-edr", "xeon-hdr") else "modelled"
     more = "" if origin == "published" else "; taken over for this hypothetical machine"
-    shares = f"ResNet-50 at 81.7 images/s (PaddlePaddle, 2x Xeon 6148, batch 64) x 3 x 8.18 GFLOP / {1e-12 * peak:g} TFLOP/s"
+    shares = "ResNet-50 at 81.7 images/s (PaddlePaddle, 2x Xeon 6148, batch 64) x 3 x 8.18 GFLOP / 6 TFLOP/s"
     return Profile(
         name=made.cluster,
         cluster=cluster,
@@ -565,8 +567,9 @@ def cpu_profile(made: _Cpu, cluster: Cluster) -> Profile:
             iteration=100e-6,
             origin="assumed",
             uncertainty=0.5,
-            source="a C++ framework on the CPU: a call with its parallel region about 2 us; an MPI call o = 1.1 us (LogGP by "
-            "netgauge, MVAPICH on QDR, github codes-org/codes) and a hand-over to the progress thread; 100 us an iteration",
+            source="a C++ framework on the CPU: a call with its parallel region about 2 us; an MPI call o = 1.1 us "
+            "(LogGP by netgauge, MVAPICH on QDR, github codes-org/codes) and a hand-over to the progress thread; "
+            "100 us an iteration",
         ),
         memory=MemoryRate(
             bytes_per_s=0.8 * float(cluster.device.memory_rate),
@@ -601,8 +604,8 @@ def cpu_profile(made: _Cpu, cluster: Cluster) -> Profile:
             progress=0.85,
             origin="assumed",
             uncertainty=0.25,
-            source="Iallreduce of 35 ms beside 35 ms of compute, MPICH over a shaped Ethernet link: 81-86 % hidden where someone "
-            "polls (40-44 % where nobody does); taken for a progress thread on its own core",
+            source="Iallreduce of 35 ms beside 35 ms of compute, MPICH over a shaped Ethernet link: 81-86 % hidden "
+            "where someone polls (40-44 % where nobody does); taken for a progress thread on its own core",
         ),
         jitter=Jitter(
             iteration_sigma=0.02,

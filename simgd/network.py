@@ -29,9 +29,9 @@ from simgd.errors import ClusterError, ProfileError
 from simgd.profile import CollectiveKind, Curve, Latency, Origin, Profile, weakest
 from simgd.topology import Cluster
 
-#: 90 % interval of the model. Against published NCCL curves (8 A100, 12 V100 of a DGX-2, 8 H100) it is within 0.25 where
-#: bandwidth rules, but 0.6-0.8 too fast for small messages: NCCL's own latencies leave out launching and finishing.
-#: So the interval widens by LATENCY_DOUBT times the share of latency in the time.
+#: 90 % interval of the model. Against published NCCL curves (8 A100, 12 V100 of a DGX-2, 8 H100) it is within 0.25
+#: where bandwidth rules, but 0.6-0.8 too fast for small messages: NCCL's own latencies leave out launching and
+#: finishing. So the interval widens by LATENCY_DOUBT times the share of latency in the time.
 MODEL_UNCERTAINTY, LATENCY_DOUBT = 0.25, 0.5
 
 #: And where even link rates are taken as a share of nominal ones.
@@ -99,7 +99,7 @@ class _Prepared(NamedTuple):
     latency_doubt: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Network:
     """The network of *cluster* with the costs of *profile*; `link_scale` makes kinds of links faster or slower.
 
@@ -109,13 +109,11 @@ class Network:
     cluster: Cluster
     profile: Profile
     link_scale: Mapping[str, float] = field(default_factory=dict)
-    _demands: dict[Call, Demand] = field(default_factory=dict, repr=False, compare=False)
+    _demands: dict[Call, Demand] = field(default_factory=dict, repr=False)
     _prepared: dict[tuple[CollectiveKind, int, tuple[int, ...] | None], _Prepared] = field(
-        default_factory=dict, repr=False, compare=False
+        default_factory=dict, repr=False
     )
-    _fabrics: dict[tuple[int, tuple[int, ...] | None, bool], fabrics.Fabric] = field(
-        default_factory=dict, repr=False, compare=False
-    )
+    _fabrics: dict[tuple[int, tuple[int, ...] | None, bool], fabrics.Fabric] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         """Refuse factors that no link could have."""

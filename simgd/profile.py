@@ -206,7 +206,10 @@ class PointToPoint(Entry, frozen=True, kw_only=True):
 
 
 class Protocol(Value, frozen=True, kw_only=True):
-    """One protocol of NCCL: latencies in microseconds as its tuning model has them, and its share of a link."""
+    """One protocol of NCCL: latencies in microseconds as its tuning model has them, and its share of a link.
+
+    LL128 is used over NVLink only; a protocol named NVLS stands for reduction inside NVSwitches.
+    """
 
     name: str
     base_ring_us: float
@@ -280,9 +283,7 @@ class Jitter(Entry, frozen=True, kw_only=True):
     rank_sigma: float = 0.0
 
     def _check(self) -> None:
-        check_not_negative(
-            ProfileError, "jitter", iteration_sigma=self.iteration_sigma, rank_sigma=self.rank_sigma
-        )
+        check_not_negative(ProfileError, "jitter", iteration_sigma=self.iteration_sigma, rank_sigma=self.rank_sigma)
 
 
 class MemoryOverhead(Entry, frozen=True, kw_only=True):

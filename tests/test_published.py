@@ -1,0 +1,85 @@
+"""The shipped profiles: what the script writes, with a source for every number."""
+
+from pathlib import Path
+
+import pytest
+
+from calibration import published
+from simgd import files
+from simgd.network import Call, Network
+from simgd.profile import Entry, Profile
+
+HERE = Path(published.__file__).parent / "profiles"
+MADE = published.profiles()
+
+
+def entries(profile: Profile) -> list[Entry]:
+    found: list[Entry] = []
+    for name in profile.__struct_fields__:
+        value = getattr(profile, name)
+        found += [entry for entry in (value if isinstance(value, tuple) else (value,)) if isinstance(entry, Entry)]
+    return found
+
+
+def test_every_shipped_cluster_has_a_profile_and_every_profile_a_cluster() -> None:
+    clusters = {path.stem for path in published.CLUSTERS.glob("*.toml")}
+    assert clusters == set(MADE) == {path.stem for path in HERE.glob("*.json")}
+
+
+@pytest.mark.parametrize("name", sorted(MADE))
+def test_a_committed_profile_is_what_the_script_writes(name: str) -> None:
+    assert (HERE / f"{name}.json").read_bytes() == files.to_json(MADE[name])
+
+
+@pytest.mark.parametrize("name", sorted(MADE))
+def test_every_number_has_a_source_and_weak_ones_a_wide_interval(name: str) -> None:
+    for entry in entries(MADE[name]):
+        assert len(entry.source) > 20, entry
+        if entry.origin in ("modelled", "assumed"):
+            assert entry.uncertainty >= 0.25, entry
+        assert 0 < entry.uncertainty <= 0.5, entry
+
+
+def test_a_step_takes_its_batch_over_the_published_rate() -> None:
+    steps = {(step.workload, step.batch): step.seconds for step in MADE["dgx1-p100"].steps}
+    assert steps["resnet50", 64] == 64 / 219
+    assert steps["alexnet", 512] == 512 / 2987
+    assert {step.workload: step.batch / step.seconds for step in MADE["xeon-edr"].steps} == pytest.approx(
+        {"resnet50": 81.7, "googlenet": 250.5}
+    )
+
+
+def test_only_the_machine_that_was_measured_has_measured_interference() -> None:
+    measured = {
+        name for name, profile in MADE.items() if any(entry.origin == "measured" for entry in profile.interference)
+    }
+    assert measured == {"dgx-h200"}
+
+
+def test_pascal_has_no_ll128_and_only_hopper_reduces_in_its_switches() -> None:
+    protocols = {
+        name: {protocol.name for protocol in profile.library.protocols}
+        for name, profile in MADE.items()
+        if profile.library
+    }
+    assert "LL128" not in protocols["dgx1-p100"] and "LL128" in protocols["dgx1-v100"]
+    assert {name for name, found in protocols.items() if "NVLS" in found} == {"dgx-h100", "dgx-h200"}
+
+
+def test_ndr_messages_are_hdr_messages_with_half_the_time_above_the_latency() -> None:
+    hdr, ndr = (MADE[name].point_to_point for name in ("xeon-hdr", "xeon-ndr"))
+    assert hdr is not None and ndr is not None and ndr.origin == "modelled"
+    start = hdr.points[0][1]
+    for (size, slow), (same, fast) in zip(hdr.points, ndr.points, strict=True):
+        assert size == same
+        assert fast - start == pytest.approx((slow - start) / 2, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", sorted(MADE))
+def test_every_profile_answers_for_its_whole_machine(name: str) -> None:
+    profile = MADE[name]
+    ranks = profile.cluster.size if profile.cluster.device.kind == "gpu" else 16
+    demand = Network(profile.cluster, profile).demand(Call("all_reduce", 10**8, ranks))
+    assert demand.origin in ("published", "modelled")
+    paths = {entry.path for entry in profile.interference}
+    assert demand.path in paths
