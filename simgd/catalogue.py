@@ -47,23 +47,24 @@ def is_file(name: str) -> bool:
     return name.endswith((".toml", ".json", ".json.gz", ".csv")) or "/" in name
 
 
-@lru_cache(maxsize=256)
-def _shipped(what: str, name: str) -> object:
+def _shipped(what: str, name: str, kind: type[T]) -> T:
     if name not in names(what):
         raise unknown(what, name, names(what), f"`simgd list {what}s` shows all")
     suffix = _FOLDERS[what][2]
     content = (_folder(what) / f"{name}{suffix}").read_bytes()
-    kind = {"workload": Workload, "cluster": Cluster, "profile": Profile}[what]
     return files.parse(content, kind, where=f"{name}{suffix}", toml=suffix == ".toml")
+
+
+@lru_cache(maxsize=64)
+def _workload(name: str) -> Workload:
+    return _shipped("workload", name, Workload)
 
 
 def workload(name: str) -> Workload:
     """Return a workload by its name or file."""
     if is_file(name):
         return files.read(name, Workload)
-    found = _shipped("workload", name)
-    assert isinstance(found, Workload)
-    return found
+    return _workload(name)
 
 
 def cluster(name: str) -> Cluster:
@@ -76,11 +77,10 @@ def cluster(name: str) -> Cluster:
             return files.read(name, Profile).cluster
         return files.read(name, Cluster)
     base, colon, count = name.partition(":")
-    found = _shipped("cluster", base)
-    assert isinstance(found, Cluster)
+    found = _shipped("cluster", base, Cluster)
     if not colon:
         return found
-    if not (count.isascii() and count.isdecimal() and 0 < int(count[:9]) and len(count) < 8):
+    if not (count.isascii() and count.isdecimal() and int(count[:9]) > 0 and len(count) < 8):
         raise ClusterError(f"cluster {name!r}: {count!r} is not a number of nodes; write {base}:4")
     return fabrics.resized(found, int(count))
 
@@ -89,9 +89,7 @@ def profile(name: str) -> Profile:
     """Return a profile by its name or file."""
     if is_file(name):
         return files.read(name, Profile)
-    found = _shipped("profile", name)
-    assert isinstance(found, Profile)
-    return found
+    return _shipped("profile", name, Profile)
 
 
 def profile_for(on: str, cluster_: Cluster, given: Sequence[str]) -> Profile:

@@ -5,13 +5,12 @@ Whatever is slow to import is imported by the command that needs it. Bad input e
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, Optional
+from typing import Annotated, Any, NoReturn
 
 import click
 import typer
 
-from simgd import __version__
-from simgd.errors import FileError, ProfileError, ScheduleError, SimgdError, UnknownNameError, unknown
+from simgd.errors import FileError, ProfileError, ScheduleError, SimgdError, unknown
 
 app = typer.Typer(
     help=__doc__.splitlines()[0] if __doc__ else None,
@@ -25,17 +24,17 @@ app = typer.Typer(
 _WIDTH = 220
 
 On = Annotated[str, typer.Option("--on", help="cluster: a name, NAME:NODES, a TOML file, or a profile")]
-Profiles = Annotated[Optional[list[str]], typer.Option("--profile", help="costs; of several the later wins")]
+Profiles = Annotated[list[str] | None, typer.Option("--profile", help="costs; of several the later wins")]
 AsJson = Annotated[bool, typer.Option("--json", help="print the values as JSON")]
-Schedules = Annotated[Optional[str], typer.Option("--schedules", "--schedule", help="names or JSON files, by commas")]
-Ranks = Annotated[Optional[str], typer.Option("--ranks", help="numbers of ranks, by commas; default: every device")]
-Devices = Annotated[Optional[str], typer.Option("--devices", help="device numbers, by commas; default: the first ones")]
-Batch = Annotated[Optional[int], typer.Option("--batch", help="samples a rank")]
-Tokens = Annotated[Optional[int], typer.Option("--seq-len", help="tokens a sample")]
+Schedules = Annotated[str | None, typer.Option("--schedules", "--schedule", help="names or JSON files, by commas")]
+Ranks = Annotated[str | None, typer.Option("--ranks", help="numbers of ranks, by commas; default: every device")]
+Devices = Annotated[str | None, typer.Option("--devices", help="device numbers, by commas; default: the first ones")]
+Batch = Annotated[int | None, typer.Option("--batch", help="samples a rank")]
+Tokens = Annotated[int | None, typer.Option("--seq-len", help="tokens a sample")]
 OptimizerName = Annotated[str, typer.Option("--optimizer", help="sgd (with momentum) or adamw")]
 Dtype = Annotated[str, typer.Option("--dtype", help="fp32, tf32 or bf16")]
 Wire = Annotated[str, typer.Option("--wire", help="gradients travel in fp32 or bf16")]
-Plot = Annotated[Optional[Path], typer.Option("--plot", help="draw to this .png, .pdf or .svg")]
+Plot = Annotated[Path | None, typer.Option("--plot", help="draw to this .png, .pdf or .svg")]
 
 
 @app.command()
@@ -45,17 +44,19 @@ def predict(
     ranks: Ranks = None,
     schedules: Schedules = None,
     batch: Batch = None,
-    global_batch: Annotated[Optional[int], typer.Option(help="samples of all ranks together")] = None,
+    global_batch: Annotated[int | None, typer.Option(help="samples of all ranks together")] = None,
     seq_len: Tokens = None,
     optimizer: OptimizerName = "sgd",
     dtype: Dtype = "fp32",
     wire: Wire = "fp32",
     devices: Devices = None,
-    baseline: Annotated[str, typer.Option(help="schedule that speed-ups are stated over, beside sync")] = "bucketed:25MiB",
+    baseline: Annotated[
+        str, typer.Option(help="schedule that speed-ups are stated over, beside sync")
+    ] = "bucketed:25MiB",
     profile: Profiles = None,
     seed: Annotated[int, typer.Option(help="of the noise, where the profile has any")] = 0,
     json: AsJson = False,
-    trace: Annotated[Optional[Path], typer.Option(help="write a timeline for Perfetto")] = None,
+    trace: Annotated[Path | None, typer.Option(help="write a timeline for Perfetto")] = None,
     plot: Plot = None,
 ) -> None:
     """Predict the iteration of each schedule, and say which to run."""
@@ -95,7 +96,9 @@ def predict(
 def explain(
     workload: str,
     on: On,
-    schedule: Annotated[str, typer.Option("--schedule", "--schedules", help="a name or a JSON file")] = "bucketed:25MiB",
+    schedule: Annotated[
+        str, typer.Option("--schedule", "--schedules", help="a name or a JSON file")
+    ] = "bucketed:25MiB",
     ranks: Ranks = None,
     batch: Batch = None,
     seq_len: Tokens = None,
@@ -127,14 +130,13 @@ def collective(
     on: On,
     ranks: Ranks = None,
     sizes: Annotated[str, typer.Option(help="64KiB,1MiB or 8B:1GiB:x2")] = "8B:1GiB:x8",
-    measured: Annotated[Optional[Path], typer.Option(help="output of nccl-tests to compare with")] = None,
+    measured: Annotated[Path | None, typer.Option(help="output of nccl-tests to compare with")] = None,
     devices: Devices = None,
     profile: Profiles = None,
     json: AsJson = False,
 ) -> None:
     """Predict the time of one collective by message size, as nccl-tests prints it."""
     from simgd import collective as library
-
     from simgd.units import sizes as read_sizes
 
     if kind not in library.KINDS:
@@ -160,7 +162,7 @@ def schedule(
     name: str,
     workload: Annotated[str, typer.Option(help="a name or a TOML file")],
     out: Annotated[Path, typer.Option(help="JSON file to write")],
-    on: Annotated[Optional[str], typer.Option(help="cluster, for schedules that depend on costs")] = None,
+    on: Annotated[str | None, typer.Option(help="cluster, for schedules that depend on costs")] = None,
     ranks: Ranks = None,
     profile: Profiles = None,
 ) -> None:
@@ -185,7 +187,7 @@ def schedule(
 def workload(
     source: Annotated[str, typer.Argument(help="MODULE:FUNCTION, or TABLE.csv of layers with measured times")],
     out: Annotated[Path, typer.Option(help="TOML file to write; a table's times go into NAME.profile.json beside it")],
-    argument: Annotated[Optional[list[str]], typer.Option(help="NAME=VALUE for the function")] = None,
+    argument: Annotated[list[str] | None, typer.Option(help="NAME=VALUE for the function")] = None,
 ) -> None:
     """Count a network of your own, or read a table of its layers."""
     from simgd import files
@@ -274,7 +276,9 @@ def demo(
 # --- from arguments to values ------------------------------------------------------------------------------------
 
 
-def _machine(on: str, profiles: list[str] | None, ranks: str | None, devices: str | None) -> tuple[Any, tuple[int, ...]]:
+def _machine(
+    on: str, profiles: list[str] | None, ranks: str | None, devices: str | None
+) -> tuple[Any, tuple[int, ...]]:
     """Return the machine, and the numbers of ranks asked for."""
     from simgd import catalogue, fabrics
     from simgd.predict import Machine
@@ -296,9 +300,7 @@ def _machine(on: str, profiles: list[str] | None, ranks: str | None, devices: st
     return Machine(cluster, profile, devices=chosen), counts
 
 
-def _job(
-    name: str, batch: int | None, tokens: int | None, optimizer: str, dtype: str, wire: str
-) -> Any:
+def _job(name: str, batch: int | None, tokens: int | None, optimizer: str, dtype: str, wire: str) -> Any:
     from simgd import catalogue
     from simgd.job import job
 
@@ -381,8 +383,8 @@ def _check_packages() -> None:
     for package in (executor, calibration):
         if getattr(package, "DISTRIBUTION", None) != "simgd":
             raise SimgdError(
-                f"package {package.__name__!r} is not simgd's but {package.__file__}; uninstall that distribution, or use "
-                "a virtual environment of its own"
+                f"package {package.__name__!r} is not simgd's but {package.__file__}; uninstall that distribution, or "
+                "use a virtual environment of its own"
             )
 
 

@@ -26,7 +26,7 @@ from simgd import catalogue
 from simgd.errors import ProfileError, UnknownNameError
 from simgd.job import ACTIVATION_BYTES, OPTIMIZERS, Job
 from simgd.profile import Host, Interference, LayerTimes, Origin, Profile, StepTime, weakest
-from simgd.schedule import Schedule
+from simgd.schedule import Communicate, Map, Schedule
 from simgd.topology import Device
 from simgd.workload import Layer, Work
 
@@ -215,9 +215,7 @@ class LayerCosts:
             scale = ratio * (self._stretch(layer, direction, entry) if stretched else 1.0)
             origin = weakest(weak, "modelled") if stretched else weak
             uncertainty = max(entry.uncertainty, MODEL_UNCERTAINTY if stretched else 0.0)
-            return Estimate(
-                seconds=seconds * scale, origin=origin, uncertainty=uncertainty, extrapolated=stretched
-            )
+            return Estimate(seconds=seconds * scale, origin=origin, uncertainty=uncertainty, extrapolated=stretched)
 
         return found
 
@@ -328,8 +326,8 @@ def peak_memory_bytes(schedule: Schedule, job: Job, profile: Profile) -> float:
     them, optimizer state, activations, and what the software takes for itself."""
     workload = job.workload
     state = OPTIMIZERS[job.optimizer][1]
-    sent = {op.work.bucket for op in schedule.ops if hasattr(op.work, "collective")}
-    fresh = {op.work.bucket for op in schedule.ops if hasattr(op.work, "reads")}
+    sent = {op.work.bucket for op in schedule.ops if isinstance(op.work, Communicate)}
+    fresh = {op.work.bucket for op in schedule.ops if isinstance(op.work, Map)}
     gradients = 4 * sum(bucket.elements * bucket.copies for bucket in schedule.buckets if bucket.name in sent)
     gradients += 4 * max((bucket.elements for bucket in schedule.buckets if bucket.name in fresh), default=0)
     wire = 2 * workload.parameters if job.wire == "bf16" else 0

@@ -129,7 +129,9 @@ def to_toml(value: Any) -> bytes:
 
 
 def _is_section(raw: Any) -> bool:
-    return isinstance(raw, dict) or (isinstance(raw, (list, tuple)) and bool(raw) and all(isinstance(row, dict) for row in raw))
+    return isinstance(raw, dict) or (
+        isinstance(raw, (list, tuple)) and bool(raw) and all(isinstance(row, dict) for row in raw)
+    )
 
 
 def _toml(raw: Any) -> str:

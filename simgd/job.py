@@ -36,9 +36,7 @@ class Job(Value, frozen=True, kw_only=True):
         if self.workload.tokens and self.tokens < 1:
             raise WorkloadError(f"workload {name!r}: a sequence of {self.tokens} tokens is none")
         if self.workload.max_tokens and self.tokens > self.workload.max_tokens:
-            raise WorkloadError(
-                f"workload {name!r}: {self.tokens} tokens are more than its {self.workload.max_tokens}"
-            )
+            raise WorkloadError(f"workload {name!r}: {self.tokens} tokens are more than its {self.workload.max_tokens}")
         if self.optimizer not in OPTIMIZERS:
             raise unknown("optimizer", self.optimizer, OPTIMIZERS)
 

@@ -32,7 +32,6 @@ from simgd.timing import Timing
 from simgd.topology import Cluster
 from simgd.trace import Trace
 
-
 #: A trace shows no more ranks than this, and no longer a warm-up.
 SHOWN_RANKS = 8
 MOST_WARM_UP = 5
@@ -183,7 +182,9 @@ def predict(
     """Return the predictions, ranks by ranks and schedule by schedule.
 
     With *global_batch* the batch of one rank is its share, which must be whole; else every rank has the job's batch.
-    *seed* is that of the noise, where the profile states any. Raises a SimgdError where the machine has no such ranks or a cost is missing.
+    *seed* is that of the noise, where the profile states any.
+
+    Raises a SimgdError where the machine has no such ranks or a cost is missing.
     """
     one = _one_rank_rate(machine, with_global_batch(job, global_batch, 1))
     found: list[Prediction] = []
@@ -313,5 +314,5 @@ def bound_by(study: Studied, cycle: Cycle) -> str:
     """Return what most of the critical cycle is: compute, communication, update or host."""
     found = shares(study, cycle)
     compute = found.pop("forward", 0.0) + found.pop("backward", 0.0)
-    ordered = sorted({"compute": compute, **found}.items(), key=lambda item: -item[1])
-    return ordered[0][0]
+    ordered = [("compute", compute), *((str(part), seconds) for part, seconds in found.items())]
+    return max(ordered, key=lambda item: item[1])[0]

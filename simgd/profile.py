@@ -64,7 +64,7 @@ class StepTime(Entry, frozen=True, kw_only=True):
         check_positive(ProfileError, f"step of {self.workload!r}", batch=self.batch, seconds=self.seconds)
 
     @property
-    def key(self) -> tuple[object, ...]:
+    def key(self) -> tuple[object, ...]:  # noqa: D102
         return (type(self).__name__, self.workload, self.batch, self.dtype, self.tokens)
 
 
@@ -85,7 +85,7 @@ class LayerTimes(Entry, frozen=True, kw_only=True):
             raise ProfileError(f"{where}: no layer has a time")
 
     @property
-    def key(self) -> tuple[object, ...]:
+    def key(self) -> tuple[object, ...]:  # noqa: D102
         return (type(self).__name__, self.workload, self.batch, self.direction, self.dtype, self.tokens)
 
 
@@ -154,7 +154,7 @@ class Curve(Entry, frozen=True, kw_only=True):
                 raise ProfileError(f"{where}: sizes are out of order at {following:.0f} B")
 
     @property
-    def key(self) -> tuple[object, ...]:
+    def key(self) -> tuple[object, ...]:  # noqa: D102
         return (type(self).__name__, self.kind, self.ranks, self.nodes)
 
 
@@ -173,7 +173,7 @@ class Latency(Entry, frozen=True, kw_only=True):
         check_not_negative(ProfileError, where, latency_s=self.latency_s)
 
     @property
-    def key(self) -> tuple[object, ...]:
+    def key(self) -> tuple[object, ...]:  # noqa: D102
         return (type(self).__name__, self.kind, self.ranks, self.nodes)
 
 
@@ -187,7 +187,7 @@ class LinkRate(Entry, frozen=True, kw_only=True):
         check_positive(ProfileError, f"link {self.kind!r}", bytes_per_s=self.bytes_per_s)
 
     @property
-    def key(self) -> tuple[object, ...]:
+    def key(self) -> tuple[object, ...]:  # noqa: D102
         return (type(self).__name__, self.kind)
 
 
@@ -249,7 +249,7 @@ class Interference(Entry, frozen=True, kw_only=True):
                 raise ProfileError(f"interference: factor {factor} must be from 1 to 100")
 
     @property
-    def key(self) -> tuple[object, ...]:
+    def key(self) -> tuple[object, ...]:  # noqa: D102
         return (type(self).__name__, self.compute, self.path)
 
 

@@ -104,7 +104,8 @@ def _footnotes(rows: Sequence[Prediction]) -> Iterable[str]:
     if not unsteady:
         warm = max(row.warm_up_iterations for row in rows)
         cycle = max(row.steady_iterations for row in rows)
-        yield f"steady state: repeats exactly every {_count(cycle, 'iteration')}, after {_count(warm, 'iteration')} or fewer"
+        every, after = _count(cycle, "iteration"), _count(warm, "iteration")
+        yield f"steady state: repeats exactly every {every}, after {after} or fewer"
     if any(not row.memory_fits for row in rows):
         yield "!: more than the device's memory"
 
@@ -133,7 +134,8 @@ def explanation(found: Explanation) -> RenderableType:
         moves.add_row(change.resource, show_seconds(change.iteration_s), f"{100 * change.gain:.2f} %")
     head = (
         f"{found.workload}, {found.schedule}, {found.ranks} ranks of {found.cluster}: "
-        f"{show_seconds(found.iteration_s)} an iteration, at least {show_seconds(found.critical_cycle_s)} by the cycle ratio"
+        f"{show_seconds(found.iteration_s)} an iteration, at least {show_seconds(found.critical_cycle_s)} by the cycle "
+        "ratio"
     )
     sections: list[RenderableType] = [Text(head, style="bold"), Text(), parts, Text(), steps, Text(), moves]
     if found.path:
@@ -145,8 +147,8 @@ def workload(value: Workload) -> RenderableType:
     """Return the layers of a workload."""
     tokens = f", {value.tokens} tokens" if value.tokens else ""
     head = (
-        f"{value.name}: {value.parameters:,} parameters in {len(value.layers)} layers and {len(value.arrivals)} tensors; "
-        f"usual batch {value.batch} ({value.sample}){tokens}"
+        f"{value.name}: {value.parameters:,} parameters in {len(value.layers)} layers and {len(value.arrivals)} "
+        f"tensors; usual batch {value.batch} ({value.sample}){tokens}"
     )
     made = table("layer", "parameters", "forward", "backward", "kept", "kernels", left=1)
     batch, length = value.batch, value.tokens
@@ -179,12 +181,13 @@ def cluster(value: Cluster, fabric: Fabric | None) -> RenderableType:
     if value.interconnect is not None:
         net = value.interconnect
         lines.append(
-            f"{len(value.nics)} NICs a node, {net.kind} {8e-9 * net.bandwidth:.0f} Gb/s each, fat tree of {net.ports}-port "
-            "switches"
+            f"{len(value.nics)} NICs a node, {net.kind} {8e-9 * net.bandwidth:.0f} Gb/s each, fat tree of "
+            f"{net.ports}-port switches"
         )
     if fabric is not None:
         lines.append(
-            f"a ring through all: {show_rate(fabric.ring_bytes_per_s)} in {_count(len(fabric.rings), 'channel')}, limited by {fabric.path}"
+            f"a ring through all: {show_rate(fabric.ring_bytes_per_s)} in {_count(len(fabric.rings), 'channel')}, "
+            f"limited by {fabric.path}"
         )
     made = table("link", "kind", "cables", "each way", left=2)
     for link in value.links:

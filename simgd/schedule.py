@@ -251,9 +251,7 @@ def accesses(schedule: Schedule, workload: Workload) -> Touched:
     def touched(layers: Iterable[str]) -> tuple[str, ...]:
         for layer in layers:
             if layer not in of_layer:
-                raise ScheduleError(
-                    f"schedule {schedule.name!r}: layer {layer!r} is not in workload {workload.name!r}"
-                )
+                raise ScheduleError(f"schedule {schedule.name!r}: layer {layer!r} is not in workload {workload.name!r}")
         return tuple(dict.fromkeys(bucket for layer in layers for bucket in of_layer[layer]))
 
     found = {}
@@ -268,14 +266,14 @@ def accesses(schedule: Schedule, workload: Workload) -> Touched:
                 writes = tuple(
                     Access("fresh" if bucket in kept_apart else "gradient", bucket) for bucket in touched(layers)
                 )
-            case Communicate(bucket=bucket, value=value):
-                reads = writes = tuple(Access(value, other) for other in overlaps[bucket])
-            case Update(bucket=bucket):
-                reads = tuple(Access("gradient", other) for other in overlaps[bucket])
-                writes = tuple(Access("weight", other) for other in overlaps[bucket])
-            case Map(bucket=bucket, reads=read, writes=written):
-                reads = tuple(Access(read, other) for other in overlaps[bucket])
-                writes = tuple(Access(written, other) for other in overlaps[bucket])
+            case Communicate(bucket=name, value=value):
+                reads = writes = tuple(Access(value, other) for other in overlaps[name])
+            case Update(bucket=name):
+                reads = tuple(Access("gradient", other) for other in overlaps[name])
+                writes = tuple(Access("weight", other) for other in overlaps[name])
+            case Map(bucket=name, reads=read, writes=written):
+                reads = tuple(Access(read, other) for other in overlaps[name])
+                writes = tuple(Access(written, other) for other in overlaps[name])
             case Wait():
                 pass
         found[op.name] = (reads, writes)
@@ -382,9 +380,7 @@ def from_text(text: str, *, where: str = "text") -> Schedule:
             elif line.startswith("bucket ") and len(cells) == 3 and ops is None:
                 parts = [_bracketed(part) for part in cells[2].split(", ")]
                 slices = [[name, *map(int, inside.split(":"))] for name, inside in parts]
-                buckets.append(
-                    {"name": cells[0].removeprefix("bucket "), "copies": int(cells[1]), "slices": slices}
-                )
+                buckets.append({"name": cells[0].removeprefix("bucket "), "copies": int(cells[1]), "slices": slices})
             elif line.startswith("role ") and len(cells) == 1:
                 ops = roles.setdefault(line.removeprefix("role ").strip(), [])
             elif ops is not None and line.strip():

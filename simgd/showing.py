@@ -50,7 +50,9 @@ def find(name: str) -> tuple[Shown, ...]:
 def _described(name: str) -> str:
     family = name.partition(":")[0]
     lines = [f"{known}: {text}" for known, text in NAMES.items() if known.partition(":")[0] == family]
-    return "\n".join([*lines, f"`simgd schedule {name} --workload W --out S.json` writes it, `simgd show S.json` its ops"])
+    return "\n".join(
+        [*lines, f"`simgd schedule {name} --workload W --out S.json` writes it, `simgd show S.json` its ops"]
+    )
 
 
 def _read(name: str) -> Shown:

@@ -58,9 +58,7 @@ def derive(schedule: Schedule, workload: Workload) -> Derived:
     touched = accesses(schedule, workload)
     deps = dependencies(schedule, touched)
     order = dry_run(schedule, deps)
-    return Derived(
-        dependencies=deps, staleness=_staleness(schedule, touched, Order(schedule, deps, order))
-    )
+    return Derived(dependencies=deps, staleness=_staleness(schedule, touched, Order(schedule, deps, order)))
 
 
 def _check_passes(schedule: Schedule, workload: Workload) -> None:
@@ -81,8 +79,8 @@ def _check_cover(schedule: Schedule, workload: Workload) -> None:
     kinds: dict[str, list[str]] = {"update": []}
     for op in schedule.ops:
         match op.work:
-            case Communicate(collective=kind, bucket=bucket, value=value):
-                kinds.setdefault(f"{kind} of {value}s", []).append(bucket)
+            case Communicate(collective=collective, bucket=bucket, value=value):
+                kinds.setdefault(f"{collective} of {value}s", []).append(bucket)
             case Update(bucket=bucket):
                 kinds["update"].append(bucket)
             case _:
@@ -144,7 +142,9 @@ def dry_run(schedule: Schedule, deps: dict[str, tuple[Dep, ...]]) -> tuple[str, 
         stuck = [queue[heads[lane]] for lane, queue in lanes.items() if heads[lane] < len(queue)]
         first = stuck[0]
         missing = [dep.op for dep in (*deps[first.name], *waits_for(first.work)) if dep.lag == 0]
-        waits = next((name for name in missing if name not in ended), schedule.ops[min(issued, len(schedule.ops) - 1)].name)
+        waits = next(
+            (name for name in missing if name not in ended), schedule.ops[min(issued, len(schedule.ops) - 1)].name
+        )
         raise ScheduleError(
             f"schedule {schedule.name!r}: deadlock: op {first.name!r} on lane {first.lane} waits for {waits!r}, "
             f"which can never end before it; stuck lanes: {', '.join(f'{op.lane} at {op.name!r}' for op in stuck)}"
@@ -237,7 +237,9 @@ class _Races:
 
     def _demand(self, access: Access, first: str, second: str, lag: int) -> None:
         if not self._order.precedes(first, second, lag):
-            when = f"{lag} iterations before" if lag > 1 else "in the iteration before" if lag else "in the same iteration"
+            when = (
+                f"{lag} iterations before" if lag > 1 else "in the iteration before" if lag else "in the same iteration"
+            )
             raise ScheduleError(
                 f"{self._where}: race on the {access.value} of bucket {access.bucket!r}: nothing makes {second!r} "
                 f"wait for {first!r} {when}"

@@ -120,7 +120,7 @@ class EventGraph:
         }
 
     def period_with(self, timing: Timing, near: Cycle) -> Fraction:
-        """Return the period with other costs for the same ops; the critical cycle *near* of these is the first guess."""
+        """Return the period with other costs for the same ops; the first guess is the cycle *near*, critical here."""
         issue = [timing.ops[node.op].issue_ps for node in self.nodes]
         run = [timing.ops[node.op].run_ps for node in self.nodes]
         costs = [i if node.issue else r for node, i, r in zip(self.nodes, issue, run, strict=True)]

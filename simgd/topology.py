@@ -33,9 +33,7 @@ class Device(Value, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         rates = {name: rate for name in ("fp32", "tf32", "bf16") if (rate := getattr(self, name)) is not None}
-        check_positive(
-            ClusterError, f"device {self.name!r}", memory=self.memory, memory_rate=self.memory_rate, **rates
-        )
+        check_positive(ClusterError, f"device {self.name!r}", memory=self.memory, memory_rate=self.memory_rate, **rates)
 
 
 class Link(Value, frozen=True, kw_only=True):

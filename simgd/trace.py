@@ -49,7 +49,7 @@ class Trace(Document, frozen=True, kw_only=True, tag="simgd trace"):
         if any(len(column) != len(self.rank) for column in columns):
             raise FileError("trace: its columns differ in length")
         for name, column, limit in (("lane", self.lane, len(self.lanes)), ("op", self.op, len(self.ops))):
-            if column and not (0 <= min(column) and max(column) < limit):
+            if column and not (min(column) >= 0 and max(column) < limit):
                 raise FileError(f"trace: column {name!r} points outside its list of {limit} names")
         if any(end < start for start, end in zip(self.start_ps, self.end_ps, strict=True)):
             raise FileError("trace: an event ends before it starts")

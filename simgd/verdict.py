@@ -54,9 +54,7 @@ def _over(gain: float, base: str) -> str:
     return f"{gain:.2f}x over {base}"
 
 
-def _crossing(
-    rows: Sequence[Prediction], machine: Machine, job: Job, schedules: Sequence[str | Schedule]
-) -> str:
+def _crossing(rows: Sequence[Prediction], machine: Machine, job: Job, schedules: Sequence[str | Schedule]) -> str:
     """Return the nearest rate of the binding link kind at which another schedule is the fastest."""
     ranks = rows[0].ranks
     if ranks == 1 or len(schedules) < 2:

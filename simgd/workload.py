@@ -17,6 +17,8 @@ Known not to hold
 
 from math import prod
 
+import msgspec
+
 from simgd.errors import WorkloadError
 from simgd.files import Document, Value, check_distinct, check_not_negative, check_positive
 
@@ -108,8 +110,8 @@ class Source(Value, frozen=True, kw_only=True):
     """Where a workload was counted: enough to count it again."""
 
     function: str
-    arguments: dict[str, Scalar] = {}
-    versions: dict[str, str] = {}
+    arguments: dict[str, Scalar] = msgspec.field(default_factory=dict)
+    versions: dict[str, str] = msgspec.field(default_factory=dict)
 
 
 class Workload(Document, frozen=True, kw_only=True, tag="simgd workload"):
@@ -140,9 +142,7 @@ class Workload(Document, frozen=True, kw_only=True, tag="simgd workload"):
         for layer in self.layers:
             for name in layer.shared:
                 if name not in owned:
-                    raise WorkloadError(
-                        f"{where}: layer {layer.name!r} shares {name!r}, which no layer before it owns"
-                    )
+                    raise WorkloadError(f"{where}: layer {layer.name!r} shares {name!r}, which no layer before it owns")
             owned += [tensor.name for tensor in layer.tensors]
         check_distinct(WorkloadError, where, "tensor", owned)
         if not owned:
