@@ -164,8 +164,11 @@ def _ring(kind: CollectiveKind, fabric: Fabric, protocol: Protocol) -> Candidate
 
 
 def _tree(fabric: Fabric, protocol: Protocol) -> Candidate:
-    """A double binary tree of nodes: a node inside a tree sends to its parent and to two children half of the bytes,
-    and as a leaf of the other tree to its parent the other half: twice its bytes in all, or once with two nodes."""
+    """Return the line of a chain in each node and a double binary tree of nodes.
+
+    A node inside one tree sends half of the bytes to its parent and to two children, and as a leaf of the other tree
+    the other half to its parent: twice its bytes in all, or once with two nodes.
+    """
     ranks, nodes = fabric.ranks, fabric.nodes
     inside_us = _hop(protocol, fabric.inside)[1]
     net_us = _hop(protocol, "net")[1] + 1e6 * fabric.net_extra_s

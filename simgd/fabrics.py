@@ -1,11 +1,8 @@
 """What a machine's links offer to a collective: places of ranks, rings through them, and what limits those rings.
 
 Model
-    A ring is a directed Hamiltonian circuit through the devices; each of its hops takes its rate from one directed
-    link. The best set of rings is the one with the largest sum of rates that overloads no directed link; a ring may
-    take any part of a link (libraries split links into halves and quarters). Four GPUs that are linked pairwise have
-    12 directed links, a ring takes 4, so three rings' worth fit, and six rings of half a link reach it.
-    GPUs under NVSwitches reach each other at the rate of their own links into the switches.
+    Between GPUs that are linked directly rings are found by search (`rings`). GPUs under NVSwitches reach each other
+    at the rate of their own links into the switches.
     Without a circuit of direct links the library falls back to one ring through the host (PCIe switches, sockets): in
     a tree, visiting devices depth first crosses each edge once in each direction, and no ring can do with less.
     Across nodes rings enter and leave a node through the NICs nearest to its devices: their rate is the smaller of
@@ -17,25 +14,18 @@ What it leaves out
     same). Hosts that are joined in more than one way use their widest tree.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
 from simgd.errors import ClusterError
+from simgd.rings import Ring, best_rings
 from simgd.topology import Cluster, Link, VertexKind
 
 #: A library's share of a link's nominal rate where no profile says it. NCCL's own tables (src/graph/topo.h) hold
 #: 18 of 20 GB/s (Pascal), 20 of 25 (Ampere), 20.6 of 25 (Hopper), 12 of 15.75 (PCIe 3) and 12 of 12.5 (100 Gb/s).
 NOMINAL_SHARE = 0.8
-
-#: Circuits that the search considers; dense graphs without a switch have (n-1)!, of which 8 devices have 5,040.
-MOST_CIRCUITS = 6000
-
-#: Steps of the walk that looks for circuits, so that a graph with few of them ends soon as well.
-MOST_STEPS = 200_000
-
-_EXACT = 1e-9
 
 
 class Place(NamedTuple):
@@ -43,13 +33,6 @@ class Place(NamedTuple):
 
     node: int
     device: int
-
-
-class Ring(NamedTuple):
-    """One directed ring: the devices of a node by name, in order, and the bytes a second that it carries."""
-
-    devices: tuple[str, ...]
-    bytes_per_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -274,152 +257,6 @@ def _port_rate(
     return sum(min(ports.get((name, device), 0.0) for device in devices) for name in switches if root(name) == name)
 
 
-def best_rings(
-    devices: Sequence[str],
-    capacity: Mapping[tuple[str, str], float],
-    *,
-    through: bool = False,
-    enough: float = float("inf"),
-) -> tuple[Ring, ...]:
-    """Return the directed rings through all *devices* with the largest sum of rates.
-
-    *capacity* gives each directed link's bytes per second. With *through* a ring may leave and enter anywhere (by a
-    NIC): paths instead of circuits. The search ends early at *enough*. No ring at all is an empty answer.
-
-    >>> square = {(a, b): 1.0 for a in "wxyz" for b in "wxyz" if a != b}
-    >>> sum(ring.bytes_per_s for ring in best_rings("wxyz", square))
-    3.0
-    """
-    points = list(devices)
-    edges = dict(capacity)
-    if through:
-        outside = "\0outside"
-        points.append(outside)
-        wide = sum(capacity.values())
-        for device in devices:
-            edges[device, outside] = edges[outside, device] = wide
-    index = {name: number for number, name in enumerate(points)}
-    top = max(capacity.values(), default=0.0)
-    if top <= 0 or len(points) < 2:
-        return ()
-    rows = [edge for edge, rate in edges.items() if rate > 0 and edge[0] in index and edge[1] in index]
-    number = {(index[a], index[b]): row for row, (a, b) in enumerate(rows)}
-    limits = [edges[edge] / top for edge in rows]
-    circuits = _circuits(len(points), number)
-    if not circuits:
-        return ()
-    # what leaves and enters the scarcest device bounds all rings
-    bound = min(
-        min(
-            sum(limit for (a, _), limit in zip(rows, limits, strict=True) if a == name),
-            sum(limit for (_, b), limit in zip(rows, limits, strict=True) if b == name),
-        )
-        for name in points
-    )
-    columns = [
-        tuple(number[a, b] for a, b in zip(circuit, (*circuit[1:], circuit[0]), strict=True)) for circuit in circuits
-    ]
-    shares = _pack(columns, limits, min(bound, enough / top))
-    rings = []
-    for column, share in shares:
-        names = tuple(points[at] for at in circuits[column])
-        if through:
-            start = names.index("\0outside")
-            names = names[start + 1 :] + names[:start]
-        rings.append(Ring(names, float(f"{share * top:.12g}")))
-    return tuple(rings)
-
-
-def _circuits(points: int, edges: Iterable[tuple[int, int]]) -> list[tuple[int, ...]]:
-    """Return the directed Hamiltonian circuits from point 0, at most `MOST_CIRCUITS` of them."""
-    near: list[list[int]] = [[] for _ in range(points)]
-    for a, b in edges:
-        near[a].append(b)
-    found: list[tuple[int, ...]] = []
-    steps = 0
-    path, visited = [0], 1
-    choices = [iter(near[0])]
-    while choices and steps < MOST_STEPS and len(found) < MOST_CIRCUITS:
-        steps += 1
-        following = next(choices[-1], None)
-        if following is None:
-            choices.pop()
-            visited &= ~(1 << path.pop())
-        elif not visited >> following & 1:
-            if len(path) == points - 1:
-                if 0 in near[following]:
-                    found.append((*path, following))
-            else:
-                path.append(following)
-                visited |= 1 << following
-                choices.append(iter(near[following]))
-    return found
-
-
-def _pack(columns: Sequence[tuple[int, ...]], limits: Sequence[float], enough: float) -> list[tuple[int, float]]:
-    """Return the columns, with their shares, whose shares have the largest sum: a linear program.
-
-    maximise sum x_c, with the sum of x_c over the columns through row r at most limits[r], x >= 0: the revised simplex
-    method, since there are few rows and many columns of few entries. Starts from all slack; Bland's rule ends cycles.
-    """
-    rows = len(limits)
-    inverse = [[1.0 if row == at else 0.0 for at in range(rows)] for row in range(rows)]
-    basis: list[int] = [-1 - row for row in range(rows)]  # -1-r is the slack of row r
-    value = list(limits)
-    duals = [0.0] * rows
-    for step in range(20 * rows + 200):
-        if sum(x for name, x in zip(basis, value, strict=True) if name >= 0) >= enough * (1 - 1e-12):
-            break
-        entering, column = _entering(columns, duals, bland=step > 10 * rows)
-        if column is None:
-            break
-        direction = [sum(line[row] for row in column) if entering >= 0 else line[column[0]] for line in inverse]
-        leaving, least = -1, float("inf")
-        for row in range(rows):
-            if direction[row] > _EXACT:
-                ratio = value[row] / direction[row]
-                if ratio < least - 1e-12 or (ratio <= least + 1e-12 and (leaving < 0 or basis[row] < basis[leaving])):
-                    leaving, least = row, min(ratio, least)
-        if leaving < 0:
-            break
-        least = max(0.0, value[leaving] / direction[leaving])
-        pivot = inverse[leaving]
-        scale = 1.0 / direction[leaving]
-        pivot = inverse[leaving] = [entry * scale for entry in pivot]
-        for row in range(rows):
-            factor = direction[row]
-            if row != leaving and factor:
-                inverse[row] = [a - factor * b for a, b in zip(inverse[row], pivot, strict=True)]
-                value[row] = max(0.0, value[row] - factor * least)
-        value[leaving] = least
-        basis[leaving] = entering
-        duals = [sum(inverse[row][at] for row in range(rows) if basis[row] >= 0) for at in range(rows)]
-    return [(name, x) for name, x in sorted(zip(basis, value, strict=True)) if name >= 0 and x > _EXACT]
-
-
-def _entering(
-    columns: Sequence[tuple[int, ...]], duals: Sequence[float], *, bland: bool
-) -> tuple[int, tuple[int, ...] | None]:
-    """Return the column (or slack) whose share should grow, with its rows; None if none does."""
-    best, chosen = _EXACT, None
-    for row, dual in enumerate(duals):
-        if -dual > best:
-            best, chosen = -dual, -1 - row
-            if bland:
-                return chosen, (row,)
-    for name, column in enumerate(columns):
-        gain = 1.0
-        for row in column:
-            gain -= duals[row]
-        if gain > best:
-            best, chosen = gain, name
-            if bland or gain > 0.5:
-                break
-    if chosen is None:
-        return 0, None
-    return chosen, columns[chosen] if chosen >= 0 else (-1 - chosen,)
-
-
 def _host_tree(
     vertices: _Vertices, links: tuple[Link, ...], usable: tuple[float, ...]
 ) -> dict[str, list[tuple[str, float, str]]]:
@@ -548,7 +385,7 @@ def _nearest(near: Mapping[str, list[str]], kinds: Mapping[str, str], device: st
 
 
 def _maximum_flow(flow: dict[str, dict[str, float]]) -> float:
-    """Return the largest flow from "\\0from" to "\\0to" (Edmonds and Karp); *flow* is used up."""
+    """Return the largest flow from the vertex ``from`` to ``to`` (Edmonds and Karp); *flow* is used up."""
     total = 0.0
     while True:
         came = {"\0from": ""}

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from simgd import fabrics, files
 from simgd.errors import ClusterError
-from simgd.fabrics import Place, best_rings, fabric, placement, resized
+from simgd.fabrics import Place, fabric, placement, resized
+from simgd.rings import best_rings
 from simgd.topology import Cluster, Device, Interconnect, Link, VertexKind
 from simgd.units import Bytes, FlopRate, Rate, Seconds
 
@@ -30,7 +31,7 @@ def shipped(name: str) -> Cluster:
 def gpus(links: list[tuple[str, str, int]]) -> Cluster:
     """A node of GPUs that also hang on one PCIe switch, with *links* of NVLink between them."""
     names = sorted({end for a, b, _ in links for end in (a, b)})
-    every: dict[str, VertexKind] = {name: "device" for name in names}
+    every: dict[str, VertexKind] = dict.fromkeys(names, "device")
     every["pcie"] = "pcie_switch"
     devices = [name for name, kind in every.items() if kind == "device"]
     return Cluster(
@@ -46,7 +47,10 @@ def gpus(links: list[tuple[str, str, int]]) -> Cluster:
 def test_a_shipped_cluster_is_read_under_its_own_name_and_says_where_it_comes_from(name: str) -> None:
     cluster = shipped(name)
     assert cluster.name == name
-    assert cluster.source and cluster.device.source and cluster.interconnect and cluster.interconnect.source
+    assert cluster.source
+    assert cluster.device.source
+    assert cluster.interconnect
+    assert cluster.interconnect.source
 
 
 @pytest.mark.parametrize(
@@ -138,7 +142,7 @@ def test_rings_of_a_dgx1_with_v100(ranks: int, links: float) -> None:
 
 def test_four_gpus_linked_pairwise_need_half_links_to_reach_three_rings() -> None:
     # 6 directed circuits of 4 hops; 3 whole ones would have to split K4's 12 directed links, which is impossible
-    square = {(a, b): 1.0 for a, b in itertools.permutations("abcd", 2)}
+    square = dict.fromkeys(itertools.permutations("abcd", 2), 1.0)
     rings = best_rings("abcd", square)
     assert sum(ring.bytes_per_s for ring in rings) == 3.0
     assert {ring.bytes_per_s for ring in rings} == {0.5}

@@ -62,13 +62,16 @@ def test_pascal_has_no_ll128_and_only_hopper_reduces_in_its_switches() -> None:
         for name, profile in MADE.items()
         if profile.library
     }
-    assert "LL128" not in protocols["dgx1-p100"] and "LL128" in protocols["dgx1-v100"]
+    assert "LL128" not in protocols["dgx1-p100"]
+    assert "LL128" in protocols["dgx1-v100"]
     assert {name for name, found in protocols.items() if "NVLS" in found} == {"dgx-h100", "dgx-h200"}
 
 
 def test_ndr_messages_are_hdr_messages_with_half_the_time_above_the_latency() -> None:
     hdr, ndr = (MADE[name].point_to_point for name in ("xeon-hdr", "xeon-ndr"))
-    assert hdr is not None and ndr is not None and ndr.origin == "modelled"
+    assert hdr is not None
+    assert ndr is not None
+    assert ndr.origin == "modelled"
     start = hdr.points[0][1]
     for (size, slow), (same, fast) in zip(hdr.points, ndr.points, strict=True):
         assert size == same
