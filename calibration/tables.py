@@ -13,7 +13,8 @@ Model
 
 Known not to hold
     Each rank is taken to stand in a node of its own. The batch is unknown (0). What the table does not say of the
-    machine is a placeholder, and is called so, unless the caller brings the cluster.
+    machine is a placeholder, and is called so, unless the caller brings the cluster. Without forward times the forward
+    pass is assumed to take half of the backward pass.
 """
 
 import csv
@@ -28,7 +29,7 @@ from typing import Any, Literal
 
 from simgd import files
 from simgd.errors import FileError, SimgdError
-from simgd.profile import Curve, LayerTimes, Profile
+from simgd.profile import Curve, LayerTimes, Profile, Split
 from simgd.topology import Cluster, Device, Interconnect, Link
 from simgd.units import Bytes, FlopRate, Rate, Seconds
 from simgd.workload import Layer, Tensor, Workload
@@ -36,6 +37,14 @@ from simgd.workload import Layer, Tensor, Workload
 BYTES_PER_ELEMENT = 4
 
 Direction = Literal["forward", "backward"]
+
+#: Where only backward times were measured.
+_ASSUMED_SPLIT = Split(
+    origin="assumed",
+    source="the table has no forward times: a layer's backward pass makes two products of the size of its forward pass",
+    uncertainty=0.25,
+    backward_plus_update=2.0,
+)
 
 _UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
 _ELEMENTS = re.compile(r"(\w+)_elements", re.ASCII)
@@ -74,6 +83,7 @@ def parse_table(text: str, *, where: str, name: str, cluster: Cluster | None = N
             description=source,
             cluster=cluster or _placeholder(name, nodes=max(table.samples, default=1)),
             layers=tuple(times),
+            split=None if table.passes.get("forward") or not times else _ASSUMED_SPLIT,
             curves=tuple(curves),
         )
     except SimgdError as error:

@@ -282,12 +282,12 @@ def _machine(
     """Return the machine, and the numbers of ranks asked for."""
     from simgd import catalogue, fabrics
     from simgd.predict import Machine
-    from simgd.report import ranks_of
+    from simgd.units import counts as listed
 
     cluster = catalogue.cluster(on)
-    chosen = ranks_of(devices) if devices is not None else None
+    chosen = listed(devices) if devices is not None else None
     if ranks is not None:
-        counts = ranks_of(ranks)
+        counts = listed(ranks)
     elif chosen is not None:
         counts = (len(chosen),)
     elif cluster.device.kind == "cpu" and cluster.nodes == 1:

@@ -101,7 +101,7 @@ def _passes(job: Job, device: Device, layer: Layer) -> tuple[float, float]:
     if layer.forward is None or layer.backward is None:
         raise ProfileError(
             f"workload {job.workload.name!r}: layer {layer.name!r} has no counted work; give a --profile that holds "
-            "its measured times"
+            "its measured times (a forward pass may also follow from backward times and a split)"
         )
     return roofline_s(layer.forward, job, device), roofline_s(layer.backward, job, device)
 

@@ -6,7 +6,6 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from simgd.errors import ProfileError
 from simgd.explain import Explanation
 from simgd.fabrics import Fabric
 from simgd.files import plain
@@ -240,17 +239,3 @@ def _short(fields: dict[str, object]) -> str:
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-def ranks_of(text: str) -> tuple[int, ...]:
-    """Return the numbers of ranks in ``1,2,4``.
-
-    >>> ranks_of("1,2,4")
-    (1, 2, 4)
-    """
-    found = []
-    for part in text.split(","):
-        if not (part.strip().isascii() and part.strip().isdecimal() and len(part.strip()) < 8):
-            raise ProfileError(f"{text!r}: {part.strip()!r} is not a whole number of 0 or more; write 1,2,4,8")
-        found.append(int(part))
-    return tuple(found)

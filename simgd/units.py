@@ -112,6 +112,24 @@ def sizes(text: str) -> list[int]:
     return list(dict.fromkeys(found))
 
 
+def counts(text: str) -> tuple[int, ...]:
+    """Return whole numbers listed by commas: ranks, devices.
+
+    >>> counts("1,2,4")
+    (1, 2, 4)
+    >>> counts("1,x")
+    Traceback (most recent call last):
+    simgd.errors.UnitError: '1,x': 'x' is not a whole number of 0 or more; write 1,2,4,8
+    """
+    found = []
+    for part in text.split(","):
+        digits = part.strip()
+        if not (digits.isascii() and digits.isdecimal() and len(digits) < 10):
+            raise UnitError(f"{text[:40]!r}: {digits[:40]!r} is not a whole number of 0 or more; write 1,2,4,8")
+        found.append(int(digits))
+    return tuple(found)
+
+
 def flop_rate(value: str | float) -> FlopRate:
     """Return floating-point operations per second.
 

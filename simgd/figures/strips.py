@@ -40,6 +40,7 @@ _BY_LANE: dict[str, Kind] = {
 #: What a caller wants drawn: a label and a trace for each strip.
 Labelled: TypeAlias = Sequence[tuple[str, Trace]]
 
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bar:
     """One op on one lane, in seconds from the strip's first iteration, with the iteration counted from there."""
@@ -85,9 +86,7 @@ def strips(traces: Labelled, *, window: float, rank: int = 0) -> list[Strip]:
     starts = [_iteration_starts(label, each) for (label, _), each in zip(traces, rows, strict=True)]
     slowest_ps = max(_period_ps(each) for each in starts)
     span_ps = round(window * slowest_ps)
-    return [
-        _strip(label, each, its, span_ps) for (label, _), each, its in zip(traces, rows, starts, strict=True)
-    ]
+    return [_strip(label, each, its, span_ps) for (label, _), each, its in zip(traces, rows, starts, strict=True)]
 
 
 _Row: TypeAlias = tuple[Event, Kind]

@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
 from matplotlib.patches import Patch
 
+from simgd import units
 from simgd.figures import style
 from simgd.figures.strips import Kind, Strip
 
@@ -36,7 +37,6 @@ _ROW = 1.0
 _BAR = 0.78
 _HEAD = 1.05
 _GAP = 0.55
-
 
 
 def height(found: Sequence[Strip]) -> float:
@@ -145,11 +145,9 @@ def _draw_frame(axes: Axes, strip: Strip, top: float, bottom: float, scale: floa
         text = f"iteration {index}" if room > 60 else str(index)
         fits = index > 0 and (at * scale - low) * points > name_points and room > 16
         if fits and (axes.get_xlim()[1] - at * scale) * points > 3.6 * len(text):
-            axes.text(
-                at * scale, top - 0.12, f" {text}", ha="left", va="bottom", fontsize=6.5, color=style.FAINT
-            )
+            axes.text(at * scale, top - 0.12, f" {text}", ha="left", va="bottom", fontsize=6.5, color=style.FAINT)
     axes.annotate(
-        f"{show_time(strip.period_s)}",
+        units.show_seconds(strip.period_s),
         (1.0, (top + bottom) / 2 - 0.05),
         xycoords=("axes fraction", "data"),
         xytext=(6, 0),
@@ -170,17 +168,6 @@ def _draw_frame(axes: Axes, strip: Strip, top: float, bottom: float, scale: floa
         color=style.FAINT,
         annotation_clip=False,
     )
-
-
-def show_time(seconds: float) -> str:
-    """Return a time with three digits and its unit.
-
-    >>> show_time(0.0441234), show_time(2.5), show_time(123.4)
-    ('44.1 ms', '2.50 s', '123 s')
-    """
-    scale, unit = _time_unit(seconds * 1.5)
-    number = seconds * scale
-    return f"{number:.{max(0, 2 - math.floor(math.log10(number)))}f} {unit}" if number > 0 else "0 s"
 
 
 def _draw_legend(axes: Axes, found: Sequence[Strip]) -> None:
