@@ -7,18 +7,19 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
-import click
 import typer
 
 from simgd.errors import FileError, ProfileError, ScheduleError, SimgdError, unknown
 
 app = typer.Typer(
     help=__doc__.splitlines()[0] if __doc__ else None,
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+# What typer raises for bad arguments; it carries click under another name from some version on.
+_BadArguments = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 
 #: Without a terminal tables are as wide as they need.
 _WIDTH = 220
@@ -392,13 +393,14 @@ def run(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit status."""
     try:
         _check_packages()
-        status = app(args=arguments, standalone_mode=False)
+        given = sys.argv[1:] if arguments is None else arguments
+        status = app(args=given or ["--help"], standalone_mode=False)
         return status if isinstance(status, int) else 0
     except SimgdError as error:
         return _fail(str(error))
-    except click.exceptions.ClickException as error:
-        return _fail(error.format_message())
-    except (click.exceptions.Abort, KeyboardInterrupt):
+    except _BadArguments as error:
+        return _fail(error.format_message())  # type: ignore[attr-defined]
+    except (typer.Abort, KeyboardInterrupt):
         return _fail("interrupted", 130)
     except BrokenPipeError:
         sys.stderr.close()
