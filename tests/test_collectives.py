@@ -16,8 +16,10 @@ from simgd.collectives import (
     mpi,
     nccl_candidates,
 )
+from simgd.errors import UnitError
 from simgd.fabrics import Fabric
 from simgd.profile import CollectiveKind, Protocol
+from simgd.units import sizes
 
 KINDS: tuple[CollectiveKind, ...] = ("all_reduce", "reduce_scatter", "all_gather", "broadcast")
 
@@ -197,3 +199,19 @@ def test_nccl_never_beats_its_rings_and_never_gets_faster_with_more_bytes(
     assert cost.seconds >= bus_share(kind, ranks) * nbytes / 10e9
     assert cost.latency_s <= cost.seconds
     assert cheapest(candidates, nbytes * more).seconds >= cost.seconds * (1 - 1e-12)
+
+
+def test_sizes_are_a_list_or_a_span() -> None:
+    assert sizes("8B:1GiB:x2") == [2**power for power in range(3, 31)]
+    assert sizes("1kB:10kB:x1.5") == [1000, 1500, 2250, 3375, 5062, 7594]
+    assert sizes("1B:4B:x1.1") == [1, 2, 3, 4]  # whole bytes, each once
+    assert sizes("64KiB, 1MiB") == [65536, 1048576]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["8B:1GiB", "8B:1GiB:2", "8B:1GiB:x1", "8B:1GiB:xnan", "1GiB:8B:x2", "0B:8B:x2", "8B:1GiB:x1.0000001", "", "8Q"],
+)
+def test_impossible_sizes_are_an_error_of_one_line(text: str) -> None:
+    with pytest.raises(UnitError, match="write"):
+        sizes(text)

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from calibration import published
-from simgd import files
+from simgd import catalogue, costs, files
+from simgd.job import Job
 from simgd.network import Call, Network
 from simgd.profile import Entry, Profile
 
@@ -47,6 +48,18 @@ def test_a_step_takes_its_batch_over_the_published_rate() -> None:
     assert {step.workload: step.batch / step.seconds for step in MADE["xeon-edr"].steps} == pytest.approx(
         {"resnet50": 81.7, "googlenet": 250.5}
     )
+
+
+@pytest.mark.parametrize(("name", "batch"), [("dgx1-p100", 64), ("dgx1-v100", 128), ("xeon-edr", 64)])
+def test_a_stated_efficiency_is_the_share_of_the_roofline_that_resnet50_reaches(name: str, batch: int) -> None:
+    profile = MADE[name]
+    workload = catalogue.workload("resnet50")
+    job = Job(workload=workload, batch=batch, tokens=workload.tokens, dtype="fp32")
+    step = next(step.seconds for step in profile.steps if (step.workload, step.batch) == ("resnet50", batch))
+    passes = step - costs.update_s(workload.parameters, job, profile).seconds
+    assert profile.efficiency is not None
+    share = costs.step_roofline_s(job, profile.cluster.device) / passes
+    assert profile.efficiency.value == pytest.approx(share, abs=0.01)
 
 
 def test_only_the_machine_that_was_measured_has_measured_interference() -> None:
