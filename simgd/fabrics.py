@@ -84,10 +84,10 @@ def placement(cluster: Cluster, ranks: int, devices: Sequence[int] | None = None
         if grows:
             return tuple(Place(rank, 0) for rank in range(ranks))
         if ranks > cluster.size:
-            raise ClusterError(
-                f"cluster {cluster.name!r}: {ranks} ranks, but {cluster.size} devices; "
-                f"`--on {cluster.name}:{-(-ranks // per_node)}` has enough nodes"
-            )
+            found = f"{cluster.size} device" + ("s" if cluster.size > 1 else "")
+            joined = cluster.interconnect is not None and bool(cluster.nics)
+            more = f"`--on {cluster.name}:{-(-ranks // per_node)}` has enough nodes" if joined else "no nic joins more"
+            raise ClusterError(f"cluster {cluster.name!r}: {ranks} ranks, but {found}; {more}")
         return tuple(Place(*divmod(rank, per_node)) for rank in range(ranks))
     if len(devices) != ranks:
         raise ClusterError(f"cluster {cluster.name!r}: {ranks} ranks, but {len(devices)} devices are listed")

@@ -241,6 +241,8 @@ def test_devices_that_only_meet_in_other_devices_are_an_error() -> None:
 
 def test_nodes_without_nics_cannot_be_joined() -> None:
     lab = gpus([("a", "b", 1)])
+    with pytest.raises(ClusterError, match="3 ranks, but 2 devices; no nic joins more"):
+        placement(lab, 3)
     with pytest.raises(ClusterError, match="no nic and interconnect"):
         resized(lab, 2)
     joint = Interconnect(kind="infiniband", bandwidth=Rate(1.0), latency=Seconds(0.0))

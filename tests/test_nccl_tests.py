@@ -137,15 +137,21 @@ def test_missing_facts_are_named() -> None:
         read(DATA / "no-such-file.txt")
 
 
+def complaint(text: str) -> str:
+    """What is wrong with *text*, empty if it is a measurement; any error but ours ends the test."""
+    try:
+        to_curve(parse(text, "x", "all_reduce"), "a test")
+    except SimgdError as error:
+        return str(error)
+    return ""
+
+
 @given(st.text())
 @example("# size count type time\n")
 @example("# size count type time\n1 1 float 1e400\n")
 @example("# size count type time\n\u0661 1 float 1\n")
 def test_any_text_is_a_measurement_or_an_error_of_one_line(text: str) -> None:
-    try:
-        parse(text, "x", "all_reduce")
-    except SimgdError as error:
-        assert len(str(error).splitlines()) == 1
+    assert len(complaint(text).splitlines()) <= 1
 
 
 @given(st.lists(st.tuples(st.integers(0, len(H100)), st.text(max_size=8), st.integers(0, 40)), max_size=4))
@@ -153,7 +159,4 @@ def test_damaged_output_is_a_measurement_or_an_error_of_one_line(damage: list[tu
     text = H100
     for place, new, gone in damage:
         text = text[:place] + new + text[place + gone :]
-    try:
-        to_curve(parse(text, "x", "all_reduce"), "a test")
-    except SimgdError as error:
-        assert len(str(error).splitlines()) == 1
+    assert len(complaint(text).splitlines()) <= 1
