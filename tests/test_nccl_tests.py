@@ -1,8 +1,9 @@
-"""Output of nccl-tests as it is found in the wild; all files are captured text, shortened where the name is not enough.
+"""Output of nccl-tests as it is found in the wild: captured text, published by others.
 
-`2.0`: a DGX-2 in 2020, before the collective's name was printed; `2.12`: two nodes under mpirun, tagged; `2.13`: with
-`Group` and `#wrong`; `2.18.3`: two nodes with four GPUs each, from the documentation of NRIS (Olivia). The `failed` one
-is of the same DGX-2, with fewer ranks listed.
+`2.0`: a DGX-2, before the collective's name was printed, whole; `2.0-failed`: another run there, of which only the last
+rows and two of the ranks are kept; `2.12`: two nodes under mpirun (documentation of AWS EKS blueprints), most rows and
+messages left out; `2.13`: eight H100, whole; `2.18.3`: two nodes with four GPUs each (documentation of NRIS, Olivia),
+most rows left out. Versions before 2.17 do not print theirs; the names of those files tell it from the format.
 """
 
 from pathlib import Path
