@@ -12,14 +12,16 @@ import typer
 from simgd.errors import FileError, ProfileError, ScheduleError, SimgdError, unknown
 
 app = typer.Typer(
-    help=__doc__.splitlines()[0] if __doc__ else None,
+    help="Predict which schedule of gradient descent is fastest on a machine, by how much, and at what cost.",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 
 # What typer raises for bad arguments; it carries click under another name from some version on.
-_BadArguments = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
+_BadArguments: type[typer.BadParameter] = next(
+    base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException"
+)
 
 #: Without a terminal tables are as wide as they need.
 _WIDTH = 220
@@ -145,13 +147,13 @@ def collective(
     if measured is not None:
         from calibration import nccl_tests
 
-        found = nccl_tests.read(measured, kind)  # type: ignore[arg-type]
+        found = nccl_tests.read(measured, kind)
         machine, _ = _machine(on, profile, ranks or str(found.ranks), devices)
         network = machine.network()
         rows = library.compared(network, nccl_tests.compare(found, network), found.kind, found.ranks)
     else:
         machine, counts = _machine(on, profile, ranks, devices)
-        rows = library.predicted(machine.network(), kind, counts, read_sizes(sizes), machine.devices)  # type: ignore[arg-type]
+        rows = library.predicted(machine.network(), kind, counts, read_sizes(sizes), machine.devices)
     if json:
         _print_json({"collectives": rows})
     else:
@@ -399,7 +401,7 @@ def run(arguments: list[str] | None = None) -> int:
     except SimgdError as error:
         return _fail(str(error))
     except _BadArguments as error:
-        return _fail(error.format_message())  # type: ignore[attr-defined]
+        return _fail(error.format_message())
     except (typer.Abort, KeyboardInterrupt):
         return _fail("interrupted", 130)
     except BrokenPipeError:

@@ -228,7 +228,7 @@ def _prediction(machine: Machine, job: Job, study: Studied, sync: Studied, base:
     graph = EventGraph(study.schedule, study.derived, study.priced.timing)
     cycle = graph.critical_cycle()
     low, high = (
-        period * float(graph.period_with(study.timing_if(WhatIf(sway=sway)), cycle) / cycle.period_ps)
+        period * float(graph.period_with(study.priced.swayed(sway), cycle) / cycle.period_ps)
         for sway in (-1.0, 1.0)
     )
     jitter = machine.profile.jitter

@@ -1,12 +1,11 @@
 """Puts a price on every op of a schedule: the one place where workload, machine and schedule meet.
 
 `Prices` holds what does not depend on the schedule; `price` turns a schedule into a `Timing`, for the simulator and
-the cycle ratio, and says what each part of it rests on. A `WhatIf` makes links, the device or the host faster, or moves
-every cost to one end of its interval.
+the cycle ratio, and says what each part of it rests on. A `WhatIf` makes links, the device or the host faster.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Literal, assert_never
 
@@ -29,13 +28,11 @@ _DEFAULT_EXECUTION = Execution(origin="assumed", source="no entry in the profile
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WhatIf:
-    """Another machine: kinds of links, the device and the host so many times as fast; `sway` from -1 to 1 moves every
-    cost from the low to the high end of its 90 % interval."""
+    """Another machine: kinds of links, the device and the host so many times as fast, or communication free."""
 
     links: Mapping[str, float] = field(default_factory=dict)
     device: float = 1.0
     host: float = 1.0
-    sway: float = 0.0
     free_communication: bool = False
 
 
@@ -44,7 +41,8 @@ AS_IT_IS = WhatIf()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Priced:
-    """A schedule's costs; `origins` says what each part rests on, `collective_s` sums its collectives, each alone."""
+    """A schedule's costs; `origins` says what each part rests on, `collective_s` sums its collectives, each alone;
+    `uncertainty` is the relative half-width of the 90 % interval of each op's host time and of its run."""
 
     timing: Timing
     origins: Mapping[Part, Origin]
@@ -52,6 +50,18 @@ class Priced:
     collective_s: float
     algorithms: tuple[str, ...]
     path: str
+    uncertainty: Mapping[str, tuple[float, float]]
+
+    def swayed(self, sway: float) -> Timing:
+        """Return the costs, without interference, moved together by *sway*: -1 and 1 are the ends of their 90 %
+        intervals."""
+        ops = {}
+        for name, time in self.timing.ops.items():
+            issue, run = self.uncertainty[name]
+            ops[name] = OpTime(
+                issue_ps=round(time.issue_ps * (1 + sway * issue)), run_ps=round(time.run_ps * (1 + sway * run))
+            )
+        return replace(self.timing, ops=ops)
 
     @property
     def origin(self) -> Origin:
@@ -142,6 +152,7 @@ class Prices:
             collective_s=pricing.collective_s,
             algorithms=tuple(pricing.algorithms),
             path=self.path,
+            uncertainty=pricing.uncertainty,
         )
 
 
@@ -159,10 +170,18 @@ class _Pricing:
         self.origins: dict[Part, Origin] = {}
         self.extrapolated = False
         self.collective_s = 0.0
+        self.uncertainty: dict[str, tuple[float, float]] = {}
+        self._widest = 0.0
         self.algorithms: dict[str, None] = {}
 
     def op(self, op: Op, *, first: bool) -> OpTime:
-        """Return the costs of one op."""
+        """Return the costs of one op, and note how uncertain they are."""
+        self._widest = 0.0
+        found = self._op(op, first=first)
+        self.uncertainty[op.name] = (self.host.uncertainty, self._widest)
+        return found
+
+    def _op(self, op: Op, *, first: bool) -> OpTime:
         issue_s = self.host.iteration if first else 0.0
         job, profile = self.prices.job, self.prices.profile
         if any(dep.op in self.collectives for dep in op.after) and not self.alone:
@@ -219,16 +238,17 @@ class _Pricing:
         self.extrapolated |= demand.extrapolated
         self.collective_s += demand.solo_s
         self.algorithms[demand.algorithm] = None
-        sway = 1 + self.what_if.sway * demand.uncertainty
+        self._widest = demand.uncertainty
         return OpTime(
             issue_ps=self._host_ps(issue_s + self.host.collective),
-            run_ps=units.picoseconds(demand.solo_s * sway),
-            latency_ps=units.picoseconds(demand.latency_s * sway),
+            run_ps=units.picoseconds(demand.solo_s),
+            latency_ps=units.picoseconds(demand.latency_s),
             use=demand.use,
         )
 
     def _noted(self, part: Part, estimate: Estimate) -> Estimate:
         self._note(part, estimate.origin)
+        self._widest = max(self._widest, estimate.uncertainty)
         self.extrapolated |= estimate.extrapolated
         return estimate
 
@@ -237,10 +257,8 @@ class _Pricing:
             self.origins[part] = weakest(self.origins.get(part, "measured"), origin)
 
     def _device_ps(self, estimate: Estimate) -> int:
-        sway = 1 + self.what_if.sway * estimate.uncertainty
-        return units.picoseconds(estimate.seconds * sway / self.what_if.device)
+        return units.picoseconds(estimate.seconds / self.what_if.device)
 
     def _host_ps(self, issue_s: float) -> int:
         self._note("host", self.host.origin)
-        sway = 1 + self.what_if.sway * self.host.uncertainty
-        return units.picoseconds(issue_s * sway / self.what_if.host)
+        return units.picoseconds(issue_s / self.what_if.host)

@@ -110,18 +110,18 @@ class Program:
         self.latency = [min(time.latency_ps, time.run_ps) for time in times]
         self.use = [time.use for time in times]
         self.slowed = [time.slowed for time in times]
-        self.slows = [time.slows for time in times]
+        # Slow-downs of collectives as levels: small integers compare faster than fractions, and far more often.
+        factors = sorted({ONE, *(time.slows for time in times)})
+        self.level = [factors.index(time.slows) for time in times]
         self.interferes = timing.interferes
         self.lanes: list[str] = list(dict.fromkeys(lane for lane in self.lane if lane != "host"))
         self.of_lane: dict[str, list[int]] = {
             lane: [k for k in range(self.size) if self.lane[k] == lane] for lane in self.lanes
         }
-        self.unit = self._unit()
-
-    def _unit(self) -> int:
-        """Return the number of parts into which a picosecond of work is cut, so that all rates are whole."""
-        numerators = {factor.numerator for factor in (*self.slowed, *self.slows)}
-        return math.lcm(*numerators) * math.lcm(*range(1, self.timing.in_flight + 1))
+        # The parts into which a picosecond of work is cut, so that all rates are whole
+        self.unit = math.lcm(*(factor.numerator for factor in (*self.slowed, *factors)))
+        self.pace = [self.unit * factor.denominator // factor.numerator for factor in factors]
+        self.slowed_pace = [self.unit * factor.denominator // factor.numerator for factor in self.slowed]
 
     def exists(self, k: int, iteration: int, iterations: int) -> bool:
         """Say whether op *k* has an instance in *iteration*: after the last of *iterations* only owed updates do."""
@@ -316,10 +316,9 @@ class _Rank:
             del self.due[lane]
         else:
             self.enter(lane, k)
-            slowed = program.slowed[k]
             yield from machine.spend(
                 machine.work(self, k, iteration) * program.unit,
-                lambda: program.unit * slowed.denominator // slowed.numerator if machine.moving else program.unit,
+                lambda: program.slowed_pace[k] if machine.moving else program.unit,
                 (self.index, lane),
                 self.runner,
                 lane,
@@ -329,14 +328,14 @@ class _Rank:
         """Note that *lane* runs op *k*; tell the collectives if that changes how fast they move."""
         before = self.running.get(lane)
         self.running[lane] = k
-        slows = self.machine.program.slows
-        if (slows[before] if before is not None else ONE) != slows[k]:
+        level = self.machine.program.level
+        if (0 if before is None else level[before]) != level[k]:
             self.machine.weigh(self)
 
     def leave(self, lane: str) -> None:
         """Note that *lane* runs nothing."""
         k = self.running.pop(lane, None)
-        if k is not None and self.machine.program.slows[k] != 1:
+        if k is not None and self.machine.program.level[k]:
             self.machine.weigh(self)
 
 
@@ -373,8 +372,10 @@ class _Machine:
         self.moving: dict[int, _Flight] = {}
         self.met: dict[tuple[int, int], tuple[int, simpy.Event]] = {}
         self.left: dict[tuple[int, str], tuple[int | Fraction, int]] = {}
-        self.weights: dict[Fraction, int] = {ONE: ranks}
-        self.weight = [ONE] * ranks
+        # How much each rank slows the collectives, how many ranks do so by each level, and the heaviest level
+        self.weight = [0] * ranks
+        self.weights = [ranks, *(0 for _ in program.pace[1:])]
+        self.heaviest = 0
         self.ranks = [_Rank(self, index) for index in range(ranks)]
 
     def work(self, rank: _Rank, k: int, iteration: int) -> int:
@@ -446,9 +447,10 @@ class _Machine:
         if len(self.moving) == 1:
             self.toggle()
 
-        def rate() -> Fraction:
-            # Unequal shares give fractions, such as 2/3, that no common unit makes whole.
-            return program.unit * flight.part / max(self.weights)
+        def rate() -> int | Fraction:
+            # Shares give fractions, such as 2/3, that no common unit makes whole.
+            pace = program.pace[self.heaviest]
+            return pace if flight.part is ONE else pace * flight.part
 
         yield from self.spend((program.run[k] - program.latency[k]) * program.unit, rate, (-1, lane), {}, lane)
         del self.moving[k]
@@ -459,11 +461,11 @@ class _Machine:
     def share(self, changed: _Flight) -> None:
         """Give each collective in flight its fair part, and tell those whose part has changed."""
         flights = list(self.moving.values())
-        if len(flights) == 1 and flights[0].part == 1:
+        if not flights or (len(flights) == 1 and flights[0].part is ONE):
             return
         for flight, part in zip(flights, fair_rates([self.program.use[flight.k] for flight in flights]), strict=True):
             if part != flight.part:
-                flight.part = part
+                flight.part = ONE if part == 1 else part
                 if flight is not changed:
                     flight.process.interrupt()
 
@@ -476,17 +478,16 @@ class _Machine:
 
     def weigh(self, rank: _Rank) -> None:
         """Recompute how much *rank* slows the collectives, and tell them if the largest such factor has changed."""
-        before = max(self.weights)
-        old = self.weight[rank.index]
-        new = max((self.program.slows[k] for k in rank.running.values()), default=ONE)
+        level = self.program.level
+        old, new = self.weight[rank.index], max((level[k] for k in rank.running.values()), default=0)
         if old == new:
             return
         self.weight[rank.index] = new
         self.weights[old] -= 1
-        if not self.weights[old]:
-            del self.weights[old]
-        self.weights[new] = self.weights.get(new, 0) + 1
-        if max(self.weights) != before:
+        self.weights[new] += 1
+        before = self.heaviest
+        self.heaviest = next(place for place in range(len(self.weights) - 1, -1, -1) if self.weights[place])
+        if self.heaviest != before:
             for flight in self.moving.values():
                 if flight.process is not self.env.active_process:
                     flight.process.interrupt()

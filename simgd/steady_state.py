@@ -18,7 +18,7 @@ Known not to hold
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple
 
 from simgd.errors import ScheduleError
 from simgd.schedule import Communicate, Dep, Op, Schedule, Update, waits_for
@@ -26,8 +26,7 @@ from simgd.soundness import Derived
 from simgd.timing import Timing
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Node:
+class Node(NamedTuple):
     """The end of an op's issue, or of the op: its cost and what must come before, with lags in iterations."""
 
     op: str
@@ -121,9 +120,8 @@ class EventGraph:
 
     def period_with(self, timing: Timing, near: Cycle) -> Fraction:
         """Return the period with other costs for the same ops; the first guess is the cycle *near*, critical here."""
-        issue = [timing.ops[node.op].issue_ps for node in self.nodes]
-        run = [timing.ops[node.op].run_ps for node in self.nodes]
-        costs = [i if node.issue else r for node, i, r in zip(self.nodes, issue, run, strict=True)]
+        ops = timing.ops
+        costs = [ops[node.op].issue_ps if node.issue else ops[node.op].run_ps for node in self.nodes]
         at = {(node.op, node.issue): cost for node, cost in zip(self.nodes, costs, strict=True)}
         guess = Fraction(sum(at[step.op, step.issue] for step in near.steps), sum(step.lag for step in near.steps))
         return self._largest(costs, guess)[0]
@@ -254,12 +252,6 @@ def _ordered(nodes: list[Node], end: dict[str, int]) -> tuple[list[Node], dict[s
         raise ScheduleError(f"op {stuck!r} waits for itself: a cycle of dependencies has no lag")
     at = {old: new for new, old in enumerate(order)}
     renamed = [
-        Node(
-            op=nodes[old].op,
-            issue=nodes[old].issue,
-            cost_ps=nodes[old].cost_ps,
-            before=tuple((at[before], lag) for before, lag in nodes[old].before),
-        )
-        for old in order
+        nodes[old]._replace(before=tuple([(at[before], lag) for before, lag in nodes[old].before])) for old in order
     ]
     return renamed, {op: at[place] for op, place in end.items()}
