@@ -9,10 +9,15 @@ Model
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
 from simgd.figures import style
 from simgd.predict import Prediction
+
+IDEAL = "ideal"
+
+BAND = "90 % of iterations"
 
 #: From this ratio of most to fewest ranks on, both axes are logarithmic.
 _WIDE = 16
@@ -46,7 +51,6 @@ def draw(over_one: Axes, over_baseline: Axes, predictions: Sequence[Prediction])
 
 def _curves(over_one: Axes, over_baseline: Axes, predictions: Sequence[Prediction]) -> None:
     ranks = ranks_of(predictions)
-    over_one.plot(ranks, ranks, color=style.FAINT, linewidth=1.0, dashes=(1, 1.5), label="ideal", zorder=1)
     over_baseline.axhline(1.0, color=style.FAINT, linewidth=1.0, dashes=(1, 1.5), zorder=1)
     for index, name in enumerate(names_of(predictions)):
         its = sorted((each for each in predictions if each.schedule == name), key=lambda each: each.ranks)
@@ -59,11 +63,13 @@ def _curves(over_one: Axes, over_baseline: Axes, predictions: Sequence[Predictio
         over_one.fill_between(at, low, high, color=line.color, alpha=0.10, linewidth=0)
         over_one.plot(at, [each.speedup_over_one for each in its], **drawn, **edge)  # type: ignore[arg-type]
         over_baseline.plot(at, [each.speedup_over_baseline for each in its], **drawn, **edge)  # type: ignore[arg-type]
+    over_one.plot(ranks, ranks, color=style.FAINT, linewidth=1.0, dashes=(1, 1.5), label=IDEAL, zorder=1)
+    over_one.fill_between([], [], [], color=style.FAINT, alpha=0.25, linewidth=0, label=BAND)
     for axes in (over_one, over_baseline):
         _rank_axis(axes, ranks)
     if ranks[-1] >= _WIDE * ranks[0]:
         over_one.set_yscale("log", base=2)
-        over_one.yaxis.set_major_formatter(ScalarFormatter())
+        over_one.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     else:
         over_one.set_ylim(bottom=0)
     over_one.set_ylabel("speed-up over one device")
@@ -76,7 +82,7 @@ def _rank_axis(axes: Axes, ranks: Sequence[int]) -> None:
         axes.set_xscale("log", base=2)
     axes.xaxis.set_major_locator(FixedLocator([float(count) for count in ranks]))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.set_xlabel("ranks")
     axes.grid(axis="y", color="#e6e6e6", linewidth=0.6)
 
@@ -97,7 +103,10 @@ def _bars(over_one: Axes, over_baseline: Axes, predictions: Sequence[Prediction]
         [high - value for value, (_, high) in zip(values, ends, strict=True)],
     ]
     over_one.barh(places, values, color=colors, height=0.66)
-    over_one.errorbar(values, places, xerr=errors, fmt="none", ecolor=style.INK, elinewidth=0.8, capsize=2.5)
+    halo = [withStroke(linewidth=2.0, foreground="white")]
+    over_one.errorbar(
+        values, places, xerr=errors, fmt="none", ecolor=style.INK, elinewidth=0.8, capsize=2.5, path_effects=halo
+    )
     ratios = [each.speedup_over_baseline for each in predictions]
     over_baseline.barh(places, ratios, color=colors, height=0.66)
     count = predictions[0].ranks
@@ -116,8 +125,8 @@ def _bars(over_one: Axes, over_baseline: Axes, predictions: Sequence[Prediction]
                 textcoords="offset points",
                 va="center",
                 fontsize=7.5,
-                color="white",
+                color=style.on(colors[place]),
                 fontweight="bold",
             )
-    over_one.set_xlabel(f"speed-up over one device, {count} ranks")
-    over_baseline.set_xlabel(f"speed-up over {predictions[0].baseline}, {count} ranks")
+    over_one.set_xlabel("speed-up over one device")
+    over_baseline.set_xlabel(f"speed-up over {predictions[0].baseline}")

@@ -62,7 +62,7 @@ def _tree(cluster: Cluster) -> dict[str, list[str]]:
         name: (("device", "pcie_switch", "socket", "switch", "nic").index(cluster.vertices[name]), at)
         for at, name in enumerate(names)
     }
-    children: dict[str, list[str]] = {"": []} | {name: [] for name in names}
+    children: dict[str, list[str]] = {name: [] for name in ["", *names]}
     reached: set[str] = set()
     for kind in order:
         roots = [name for name in names if cluster.vertices[name] == kind and name not in reached]

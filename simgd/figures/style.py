@@ -8,9 +8,10 @@ import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from simgd import files
@@ -31,7 +32,8 @@ _METADATA: dict[str, dict[str, str | None]] = {
     "svg": {"Date": None},
 }
 
-_RC = {
+# Of any type: matplotlib's own type of these names differs between its versions.
+_RC: Any = {
     "axes.axisbelow": True,
     "axes.edgecolor": INK,
     "axes.grid": False,
@@ -56,7 +58,7 @@ _RC = {
 
 
 class Line(NamedTuple):
-    """How a schedule is drawn: the colours are Okabe and Ito's, which the colour-blind can tell apart."""
+    """How a schedule is drawn: colours of Okabe and Ito, and one of Tol, that the colour-blind can tell apart."""
 
     color: str
     marker: str
@@ -72,8 +74,18 @@ LINES = (
     Line("#E69F00", "v", "--"),
     Line("#56B4E9", "P", "--"),
     Line("#7F7F7F", "X", "--"),
-    Line("#000000", "*", "--"),
+    Line("#332288", "p", "--"),
 )
+
+
+def on(color: str) -> str:
+    """Return the colour of text that is legible on *color*.
+
+    >>> on("#332288"), on("#E69F00")
+    ('white', '#222222')
+    """
+    red, green, blue = to_rgb(color)
+    return INK if 0.30 * red + 0.59 * green + 0.11 * blue > 0.55 else "white"
 
 
 def line(index: int) -> Line:
@@ -105,5 +117,6 @@ def save(figure: Figure, path: str | Path) -> None:
     """Write *figure* to *path*, under a temporary name first."""
     kind = kind_of_file(path)
     held = io.BytesIO()
-    figure.savefig(held, format=kind, dpi=PIXELS_PER_INCH, metadata=_METADATA[kind])
+    with paper():
+        figure.savefig(held, format=kind, dpi=PIXELS_PER_INCH, metadata=_METADATA[kind])
     files.write_bytes(path, held.getvalue())

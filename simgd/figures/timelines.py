@@ -16,7 +16,6 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
 from matplotlib.patches import Patch
 
-from simgd import units
 from simgd.figures import style
 from simgd.figures.strips import Kind, Strip
 
@@ -38,16 +37,20 @@ _BAR = 0.78
 _HEAD = 1.05
 _GAP = 0.55
 
+#: Ops wider than this, in points, are parted from the next one by a gap.
+_WIDE_POINTS = 3.0
+_GAP_POINTS = 0.4
+
 
 def height(found: Sequence[Strip]) -> float:
     """Return the height of the strips in rows."""
     return sum(_HEAD + _ROW * len(strip.lanes) + _GAP for strip in found) - _GAP
 
 
-def draw(axes: Axes, found: Sequence[Strip], *, window_s: float, colors: Sequence[str] = ()) -> None:
+def draw(axes: Axes, found: Sequence[Strip], *, window_s: float, whose: str, colors: Sequence[str] = ()) -> None:
     """Draw the strips below each other on one time axis of *window_s* seconds.
 
-    *colors* are those of the schedules elsewhere in the figure.
+    *whose* time it is stands at the axis; *colors* are those of the schedules elsewhere in the figure.
     """
     scale, unit = _time_unit(window_s)
     axes.set_xlim(-0.012 * window_s * scale, window_s * scale)
@@ -71,7 +74,7 @@ def draw(axes: Axes, found: Sequence[Strip], *, window_s: float, colors: Sequenc
     axes.set_yticks(ticks, names)
     axes.tick_params(axis="y", length=0, labelsize=7.0, pad=3)
     axes.spines["left"].set_visible(False)
-    axes.set_xlabel(f"time since the start of an iteration ({unit})")
+    axes.set_xlabel(f"time on {whose} since the start of an iteration ({unit})")
     _draw_legend(axes, found)
 
 
@@ -96,41 +99,65 @@ def _draw_lane(axes: Axes, strip: Strip, lane: str, middle: float, scale: float)
         bars = [bar for bar in strip.bars if bar.lane == lane and bar.kind == kind]
         if not bars:
             continue
-        spans = [(max(bar.start_s * scale, low), min(bar.end_s * scale, high)) for bar in bars]
+        spans = spans_to_draw([(bar.start_s * scale, bar.end_s * scale) for bar in bars], point=1 / points)
+        below, above = middle - _BAR / 2, middle + _BAR / 2
         corners = [
-            [(start, middle - _BAR / 2), (start, middle + _BAR / 2), (end, middle + _BAR / 2), (end, middle - _BAR / 2)]
-            for start, end in spans
+            [(start, below), (start, above), (end, above), (end, below)]
+            for start, end in ((max(start, low), min(end, high)) for start, end in spans)
         ]
-        # Ops that are wide enough are parted by a thin white edge; the others are as wide as the pen at least.
-        wide = [(end - start) * points > 3.0 for start, end in spans]
-        axes.add_collection(
-            PolyCollection(
-                corners,
-                facecolors=color,
-                edgecolors=["white" if each else color for each in wide],
-                linewidths=[0.4 if each else 0.3 for each in wide],
-                label=kind,
-            ),
-            autolim=False,
-        )
+        axes.add_collection(PolyCollection(corners, facecolors=color, linewidths=0, label=kind), autolim=False)
     if lane == "comm":
         _number_messages(axes, strip, middle, scale, points)
 
 
+def spans_to_draw(spans: Sequence[tuple[float, float]], *, point: float) -> list[tuple[float, float]]:
+    """Return the rectangles of ops: wide ones end in a small gap, narrow ones that touch are joined, and none is
+    narrower than the pen.
+
+    >>> spans_to_draw([(0, 10), (10, 20), (20, 21), (21, 22), (30, 30)], point=1.0)
+    [(0, 9.6), (10, 19.6), (20, 21.6), (30, 30.3)]
+    """
+    joined: list[tuple[float, float]] = []
+    was_wide = True
+    for start, end in sorted(spans):
+        wide = end - start > _WIDE_POINTS * point
+        if joined and not wide and not was_wide and start - joined[-1][1] < 0.1 * point:
+            joined[-1] = (joined[-1][0], end)
+        else:
+            joined.append((start, end))
+        was_wide = wide
+    return [
+        (start, end - _GAP_POINTS * point if end - start > 2 * _GAP_POINTS * point else max(end, start + 0.3 * point))
+        for start, end in joined
+    ]
+
+
 def _number_messages(axes: Axes, strip: Strip, middle: float, scale: float, points: float) -> None:
-    """Write the iteration on the widest message of each."""
-    widest: dict[int, tuple[float, float]] = {}
+    """Write the iteration on the widest message of each run of them, where there is room."""
     low, high = axes.get_xlim()
-    for bar in strip.bars:
-        start, end = max(bar.start_s * scale, low), min(bar.end_s * scale, high)
-        if bar.lane == "comm":
-            widest[bar.iteration] = max(widest.get(bar.iteration, (0.0, 0.0)), (end - start, (start + end) / 2))
-    for iteration, (width, at) in widest.items():
-        text = str(iteration).replace("-", "−")
-        if width * points > 5.0 * len(text) + 2:
+    for iteration, spans in _runs(strip, gap_s=0.5 / points / scale):
+        shown = [(max(start * scale, low), min(end * scale, high)) for start, end in spans]
+        text = str(iteration).replace("-", "\u2212")
+        needed = (5.0 * len(text) + 2) / points
+        left, right = max(shown, key=lambda span: span[1] - span[0])
+        if right - left < needed:
+            left, right = shown[0][0], shown[-1][1]
+        if right - left > needed:
+            at = (left + right) / 2
             axes.text(
                 at, middle, text, ha="center", va="center_baseline", fontsize=6.0, color="white", fontweight="bold"
             )
+
+
+def _runs(strip: Strip, *, gap_s: float) -> list[tuple[int, list[tuple[float, float]]]]:
+    """Return the messages that follow each other with less than *gap_s*, by iteration, as spans in seconds."""
+    runs: list[tuple[int, list[tuple[float, float]]]] = []
+    for bar in sorted((bar for bar in strip.bars if bar.lane == "comm"), key=lambda bar: (bar.start_s, bar.end_s)):
+        if runs and runs[-1][0] == bar.iteration and bar.start_s - runs[-1][1][-1][1] < gap_s:
+            runs[-1][1].append((bar.start_s, bar.end_s))
+        else:
+            runs.append((bar.iteration, [(bar.start_s, bar.end_s)]))
+    return runs
 
 
 def _draw_frame(axes: Axes, strip: Strip, top: float, bottom: float, scale: float, color: str) -> None:
@@ -147,7 +174,7 @@ def _draw_frame(axes: Axes, strip: Strip, top: float, bottom: float, scale: floa
         if fits and (axes.get_xlim()[1] - at * scale) * points > 3.6 * len(text):
             axes.text(at * scale, top - 0.12, f" {text}", ha="left", va="bottom", fontsize=6.5, color=style.FAINT)
     axes.annotate(
-        units.show_seconds(strip.period_s),
+        show_time(strip.period_s),
         (1.0, (top + bottom) / 2 - 0.05),
         xycoords=("axes fraction", "data"),
         xytext=(6, 0),
@@ -170,11 +197,24 @@ def _draw_frame(axes: Axes, strip: Strip, top: float, bottom: float, scale: floa
     )
 
 
+def show_time(seconds: float) -> str:
+    """Return a time with three digits, zeros too: numbers below each other are compared.
+
+    >>> show_time(0.0440), show_time(2.5), show_time(0.1234)
+    ('44.0 ms', '2.50 s', '123 ms')
+    """
+    for scale, unit in ((1.0, "s"), (1e3, "ms"), (1e6, "µs")):
+        if seconds * scale >= 0.9995:
+            return f"{seconds * scale:#.3g}".rstrip(".") + f" {unit}"
+    return f"{seconds * 1e9:#.3g}".rstrip(".") + " ns"
+
+
 def _draw_legend(axes: Axes, found: Sequence[Strip]) -> None:
     """Name the kinds of work in one line above the strips."""
     kinds = [kind for kind in COLORS if any(bar.kind == kind for strip in found for bar in strip.bars)]
     used = sorted({name for strip in found for name in strip.messages})
-    names = {"communication": used[0].replace("_", "-") if len(used) == 1 else "communication"}
+    message = used[0].replace("_", "-") if len(used) == 1 else "communication"
+    names: dict[Kind, str] = {"communication": f"{message}, numbered by iteration"}
     axes.legend(
         handles=[Patch(facecolor=COLORS[kind], label=names.get(kind, kind)) for kind in kinds],
         loc="lower left",
