@@ -257,7 +257,7 @@ def show(
         sys.stdout.write(showing.as_file(name, values))
     else:
         for value in values:
-            _print(showing.table(value))
+            _print(showing.table(value, values))
 
 
 @app.command()

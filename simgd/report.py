@@ -185,8 +185,7 @@ def cluster(value: Cluster, fabric: Fabric | None) -> RenderableType:
         )
     if fabric is not None:
         lines.append(
-            f"a ring through all: {show_rate(fabric.ring_bytes_per_s)} in {_count(len(fabric.rings), 'channel')}, "
-            f"limited by {fabric.path}"
+            f"rings through all devices: {show_rate(fabric.ring_bytes_per_s)} in all, limited by {fabric.path}"
         )
     made = table("link", "kind", "cables", "each way", left=2)
     for link in value.links:

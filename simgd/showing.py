@@ -5,8 +5,10 @@ from collections.abc import Sequence
 from rich.console import RenderableType
 from rich.text import Text
 
-from simgd import catalogue, fabrics, files, report
+from simgd import catalogue, files, report
 from simgd.errors import ClusterError, FileError, SimgdError, UnknownNameError, unknown
+from simgd.fabrics import Fabric
+from simgd.network import Network
 from simgd.profile import Profile
 from simgd.schedule import Schedule, to_text
 from simgd.schedules import NAMES, parse
@@ -84,13 +86,13 @@ def as_file(name: str, values: Sequence[Shown]) -> str:
     raise SimgdError(f"{name}: only workloads and clusters are TOML files; profiles and schedules are JSON")
 
 
-def table(value: Shown) -> RenderableType:
-    """Return *value* for a terminal."""
+def table(value: Shown, among: Sequence[Shown] = ()) -> RenderableType:
+    """Return *value* for a terminal; a cluster with the rates of the profile *among* what is shown."""
     match value:
         case Workload():
             return report.workload(value)
         case Cluster():
-            return report.cluster(value, _fabric(value))
+            return report.cluster(value, _fabric(value, among))
         case Profile():
             return report.profile(value)
         case Schedule():
@@ -99,7 +101,9 @@ def table(value: Shown) -> RenderableType:
             return Text(value)
 
 
-def _fabric(cluster: Cluster) -> fabrics.Fabric | None:
+def _fabric(cluster: Cluster, among: Sequence[Shown]) -> Fabric | None:
     if cluster.size == 1:
         return None
-    return fabrics.fabric(cluster, fabrics.placement(cluster, cluster.size))
+    profiles = [value for value in among if isinstance(value, Profile)]
+    profile = profiles[0] if profiles else Profile(name="nominal", cluster=cluster)
+    return Network(cluster, profile).fabric(cluster.size)
