@@ -89,21 +89,21 @@ def _events(trace: Trace, prefix: str, first_pid: int, most_ranks: int) -> list[
     for rank, its in sorted(by_rank.items()):
         pid = first_pid + rank
         found += [
-            _metadata("process_name", pid, pid * _TRACKS, name=f"{prefix}rank {rank}"),
-            _metadata("process_sort_index", pid, pid * _TRACKS, sort_index=pid),
+            _metadata("process_name", pid, pid * _TRACKS, {"name": f"{prefix}rank {rank}"}),
+            _metadata("process_sort_index", pid, pid * _TRACKS, {"sort_index": pid}),
         ]
         for place, (name, track) in enumerate(tracks(its)):
             # Thread numbers are unique in the whole file: viewers follow Linux in that.
             tid = pid * _TRACKS + place
             found += [
-                _metadata("thread_name", pid, tid, name=name),
-                _metadata("thread_sort_index", pid, tid, sort_index=place),
+                _metadata("thread_name", pid, tid, {"name": name}),
+                _metadata("thread_sort_index", pid, tid, {"sort_index": place}),
                 *(_complete(event, pid, tid) for event in track),
             ]
     return found
 
 
-def _metadata(name: str, pid: int, tid: int, **arguments: object) -> dict[str, object]:
+def _metadata(name: str, pid: int, tid: int, arguments: dict[str, object]) -> dict[str, object]:
     return {"ph": "M", "name": name, "pid": pid, "tid": tid, "args": arguments}
 
 

@@ -72,6 +72,6 @@ def traced(studies: Sequence[Studied], *, window: float = WINDOW) -> list[tuple[
     """
     slowest_s = max((study.period_s for study in studies), default=0.0)
     return [
-        (study.schedule.name, trace_of(study, iterations=math.ceil(window * slowest_s / study.period_s) + 1))
+        (study.schedule.name, trace_of(study, iterations=math.ceil(window * slowest_s / study.period_s) + 3))
         for study in studies
     ]

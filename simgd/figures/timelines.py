@@ -105,7 +105,9 @@ def _draw_lane(axes: Axes, strip: Strip, lane: str, middle: float, scale: float)
             [(start, below), (start, above), (end, above), (end, below)]
             for start, end in ((max(start, low), min(end, high)) for start, end in spans)
         ]
-        axes.add_collection(PolyCollection(corners, facecolors=color, linewidths=0, label=kind), autolim=False)
+        # Without snapping to pixels, which would let some of the narrowest ones vanish
+        drawn = PolyCollection(corners, facecolors=color, linewidths=0, label=kind, snap=False)
+        axes.add_collection(drawn, autolim=False)
     if lane == "comm":
         _number_messages(axes, strip, middle, scale, points)
 
