@@ -24,7 +24,7 @@ from simgd.sharing import fair_rates
 from simgd.timing import OpTime, Timing
 
 
-class Stuck(Exception):
+class StuckError(Exception):
     """Nothing can move any more, and not everything has ended."""
 
 
@@ -80,8 +80,8 @@ class Play:
         for rank in range(ranks):
             for i in range(iterations + max(delay.values())):
                 for op in schedule.ops:
-                    if i % op.every != op.phase or i >= iterations + delay[op.name]:
-                        continue  # a rare op, or nothing is owed any more
+                    if i % op.every != op.phase or (i >= iterations and not 0 <= i - delay[op.name] < iterations):
+                        continue  # a rare op, or after the end one that is not owed
                     time = timing.ops[op.name] if i >= delay[op.name] else OpTime()
                     factor = Fraction(1)
                     if slowdowns and i < iterations and not isinstance(op.work, Communicate):
@@ -141,11 +141,11 @@ class Play:
             for (rank, lane), queue in self.queues.items():
                 busy = [x for x in self.busy if (x.rank, x.lane) == (rank, lane)]
                 room = len(busy) < (self.timing.in_flight if lane == "comm" else 1)
-                if queue and room and queue[0].issued is not None and queue[0].op not in [x.op for x in busy]:
-                    if all(y.end is not None for y in queue[0].needs):
-                        x = queue.pop(0)
-                        x.start, moved = self.now, True
-                        self.busy.append(x)
+                if not queue or not room or queue[0].issued is None or queue[0].op in [x.op for x in busy]:
+                    continue
+                if all(y.end is not None for y in queue[0].needs):
+                    queue[0].start, moved = self.now, True
+                    self.busy.append(queue.pop(0))
             for x in list(self.busy):
                 if not x.moving and all(peer.start is not None for peer in x.peers):
                     x.moving = moved = True
@@ -182,7 +182,7 @@ class Play:
             if host and host[0].issue_start is not None and host[0].issued is None
         ]
         if not steps:
-            raise Stuck(f"at {self.now} ps")
+            raise StuckError(f"at {self.now} ps")
         for x, rate in rates.items():
             if x.latency > 0:
                 x.latency -= min(steps) * rate

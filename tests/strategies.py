@@ -4,7 +4,7 @@ Every generator takes a `random.Random`: a seeded loop runs thousands of cases i
 generators to Hypothesis, which shrinks what fails.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from random import Random
 from typing import TypeVar
@@ -30,7 +30,7 @@ from simgd.schedule import (
     Work,
 )
 from simgd.schedules.core import compose
-from simgd.soundness import Derived
+from simgd.soundness import Derived, derive
 from simgd.timing import OpTime, Timing
 from simgd.workload import Layer, Tensor, Workload
 
@@ -89,7 +89,9 @@ def sound(rng: Random, of: Workload) -> Schedule:
     slices: list[Slice] = []
     for _, tensor in of.arrivals:
         cut = rng.randint(0, tensor.elements - 1)
-        slices += [Slice(tensor.name, first, last) for first, last in ((0, cut), (cut, tensor.elements)) if first < last]
+        slices += [
+            Slice(tensor.name, first, last) for first, last in ((0, cut), (cut, tensor.elements)) if first < last
+        ]
     groups: list[list[Slice]] = [[]]
     for part in slices:
         if groups[-1] and rng.random() < 0.5:
@@ -121,10 +123,58 @@ def sound(rng: Random, of: Workload) -> Schedule:
     return Schedule(name="random", workload=of.name, buckets=base.buckets, roles={ROLE: tuple(ops)})
 
 
-def with_(op: Op, *, lane: Lane | None = None, after: tuple[Dep, ...] | None = None, every: int = 1, phase: int = 0) -> Op:
+def with_(
+    op: Op, *, lane: Lane | None = None, after: tuple[Dep, ...] | None = None, every: int = 1, phase: int = 0
+) -> Op:
     """Return *op* with something changed."""
     after = op.after if after is None else after
     return Op(name=op.name, lane=lane or op.lane, work=op.work, after=after, every=every, phase=phase)
+
+
+def build(name_: str, of: Workload, delays: Mapping[str, int] | None = None) -> tuple[Schedule, Derived]:
+    """Return the schedule of this name, and what follows from it."""
+    schedule = schedules.build(schedules.parse(name_), of, delays=delays)
+    return schedule, derive(schedule, of)
+
+
+def timed(
+    of: Schedule,
+    run_ps: Mapping[str, int | OpTime],
+    *,
+    issue_ps: int = 0,
+    merged: bool = False,
+    wait_blocks_host: bool = False,
+    in_flight: int = 1,
+    run_ahead: int = 1,
+) -> Timing:
+    """Return costs by the name of an op or else by its first word ("forward"); what is not named costs nothing."""
+    ops = {}
+    for op in of.ops:
+        cost = run_ps.get(op.name, run_ps.get(op.name.split()[0], 0))
+        ops[op.name] = cost if isinstance(cost, OpTime) else OpTime(issue_ps=issue_ps, run_ps=cost)
+    return Timing(ops=ops, merged=merged, wait_blocks_host=wait_blocks_host, in_flight=in_flight, run_ahead=run_ahead)
+
+
+def ring(rng: Random) -> tuple[Schedule, Derived]:
+    """Return ops on lanes of their own, each behind the one before it, the first behind the last some iterations ago.
+
+    Where no lane is the slowest, the loop is: then the period is a fraction of its length.
+    """
+    lanes: list[Lane] = ["copy_out", "comm", "copy_in", "update"][: rng.randint(2, 4)]
+    ops = [
+        Op(name="o0", lane="compute", work=Forward(layers=("l0",)), after=(Dep(f"o{len(lanes)}", rng.randint(2, 3)),))
+    ]
+    for k, lane in enumerate(lanes, start=1):
+        work = Communicate(collective="all_reduce", bucket="b") if lane == "comm" else Update(bucket="b")
+        ops.append(Op(name=f"o{k}", lane=lane, work=work, after=(Dep(f"o{k - 1}"),)))
+    return loose(ops)
+
+
+def loose(ops: Sequence[Op]) -> tuple[Schedule, Derived]:
+    """Return the schedule of *ops* with the dependencies that they state, whether or not it trains anything."""
+    bucket = Bucket(name="b", slices=(Slice("w0", 0, 1),))
+    schedule = Schedule(name="loose", workload="small", buckets=(bucket,), roles={ROLE: tuple(ops)})
+    return schedule, Derived(dependencies={op.name: op.after for op in ops}, staleness={})
 
 
 def graph(rng: Random, most: int = 7, *, rare: bool = False, stuck: bool = False) -> tuple[Schedule, Derived]:
@@ -154,12 +204,11 @@ def graph(rng: Random, most: int = 7, *, rare: bool = False, stuck: bool = False
                 work = Wait(op=f"o{rng.randrange(k)}") if k else Wait(op=f"o{rng.randrange(len(lanes))}", lag=1)
             case _:
                 work = Update(bucket="b")
-        every = rng.choice([1, 1, 2, 3]) if rare else 1
+        # The passes themselves are in every iteration.
+        every = rng.choice([1, 1, 2, 3]) if rare and not isinstance(work, (Forward, Backward)) else 1
         phase = rng.randrange(every)
         ops.append(Op(name=f"o{k}", lane=lane, work=work, after=tuple(after), every=every, phase=phase))
-    bucket = Bucket(name="b", slices=(Slice("w0", 0, 1),))
-    schedule = Schedule(name="graph", workload="small", buckets=(bucket,), roles={ROLE: tuple(ops)})
-    return schedule, Derived(dependencies={op.name: op.after for op in ops}, staleness={})
+    return loose(ops)
 
 
 def timing(rng: Random, of: Schedule, *, largest: int = 40, interferes: bool = False, in_flight: int = 1) -> Timing:
