@@ -13,7 +13,7 @@ from simgd.errors import SimgdError
 from simgd.figures import curves, layout, machines, pages, style, timelines
 from simgd.figures.strips import strips
 from simgd.job import job
-from simgd.predict import Machine, predict, trace_of
+from simgd.predict import MOST_WARM_UP, Machine, predict, trace_of
 from simgd.topology import Cluster, Device, Link
 from simgd.trace import Trace
 
@@ -415,3 +415,10 @@ def test_a_prediction_without_a_plot_imports_no_matplotlib():
 def test_a_trace_as_the_command_line_makes_it_can_be_drawn(machine, small_job, tmp_path):
     figures.timeline([("sync", trace_of(machine.study("sync", small_job, 8)))], tmp_path / "t.svg")
     assert "compute busy" in (tmp_path / "t.svg").read_text()
+
+
+def test_a_long_warm_up_is_run_through_before_a_strip_begins(machine, small_job):
+    study = machine.study("async_layerwise:2", small_job, 8)
+    assert study.steady.warm_up > MOST_WARM_UP
+    (strip,) = strips(figures.traced([study]), window=2.0)
+    assert strip.period_s == pytest.approx(study.period_s)

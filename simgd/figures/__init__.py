@@ -13,7 +13,7 @@ from simgd.figures import machines, pages, style
 from simgd.figures.pages import WINDOW
 from simgd.figures.strips import Labelled
 from simgd.figures.style import kind_of_file
-from simgd.predict import Prediction, Studied, trace_of
+from simgd.predict import MOST_WARM_UP, Prediction, Studied, trace_of
 from simgd.topology import Cluster
 from simgd.trace import Trace
 
@@ -71,7 +71,10 @@ def traced(studies: Sequence[Studied], *, window: float = WINDOW) -> list[tuple[
     A fast schedule needs more iterations than a slow one to fill the same time.
     """
     slowest_s = max((study.period_s for study in studies), default=0.0)
-    return [
-        (study.schedule.name, trace_of(study, iterations=math.ceil(window * slowest_s / study.period_s) + 3))
-        for study in studies
-    ]
+    found = []
+    for study in studies:
+        shown = math.ceil(window * slowest_s / study.period_s)
+        # `trace_of` cuts long warm-ups short, but a strip beside a steady period should show that period.
+        late = max(0, study.steady.warm_up - MOST_WARM_UP)
+        found.append((study.schedule.name, trace_of(study, iterations=late + shown + 3)))
+    return found

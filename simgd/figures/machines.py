@@ -71,7 +71,7 @@ def draw(cluster: Cluster) -> Figure:
     bottom = min(place.y for place in boxes.values()) - _BOX
     width_in = max(4.8, min(style.WIDTH_IN, 0.5 * columns + 0.3), 0.36 * columns + 0.3)
     column_in = min(0.9, (width_in - 2 * _MARGIN_IN) / columns)
-    top += max((_rise_in(link, boxes, column_in) for link in cluster.links), default=0.0) / _ROW_IN
+    top = max([top, *(_arc_top(link, boxes, column_in) + _BOX / 2 for link in cluster.links)])
     legend = _legend(cluster)
     above_in, below_in = 0.52, 0.22 + 0.18 * -(-len(legend) // 3)
     height_in = above_in + (top - bottom) * _ROW_IN + below_in
@@ -197,10 +197,11 @@ def _is_arc(a: Place, b: Place, boxes: dict[str, Place]) -> bool:
     return a.y == b.y and any(place.y == a.y and low < place.x < high for place in boxes.values())
 
 
-def _rise_in(link: Link, boxes: dict[str, Place], column_in: float) -> float:
-    """Return how high a link bends above its boxes."""
+def _arc_top(link: Link, boxes: dict[str, Place], column_in: float) -> float:
+    """Return the height of the top of a link, in rows."""
     a, b = boxes[link.ends[0]], boxes[link.ends[1]]
-    return _BEND * abs(a.x - b.x) * column_in / 2 if _is_arc(a, b, boxes) else 0.0
+    rise_in = _BEND * abs(a.x - b.x) * column_in / 2 if _is_arc(a, b, boxes) else 0.0
+    return max(a.y, b.y) + rise_in / _ROW_IN
 
 
 def _legend(cluster: Cluster) -> list[Line2D]:

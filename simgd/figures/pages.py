@@ -167,4 +167,4 @@ def rests_on(predictions: Sequence[Prediction]) -> str:
         if origin in parts.values()
     ]
     beyond = "; partly extrapolated" if any(each.extrapolated for each in predictions) else ""
-    return f"Predicted by simgd; profile {predictions[0].profile}: {'; '.join(said)}{beyond}"
+    return f"Predicted from profile {predictions[0].profile}: {'; '.join(said)}{beyond}"
