@@ -16,16 +16,17 @@ Model
     the data did, and taken back where it may still meet the next collective (`_Found.exact_after`).
 
 Known not to hold
-    Several collectives in flight are refused. Times, multiplied by the numerator of a slow-down factor, must stay
-    below 2**63 ps: 50 minutes for a factor with three digits.
+    Several collectives in flight are refused. Times must fit 64 bits even when multiplied by the numerator of a
+    slow-down factor: 2**63 ps are 106 days, with 6/5 still 17. It is fast because an op that slows the data most runs
+    on some rank nearly always; where such ops are rare, each collective looks ahead from the slowest rank to the
+    fastest, and that can take ten times as long.
 """
 
-import math
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import pairwise
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -35,7 +36,7 @@ from simgd.errors import ScheduleError
 from simgd.schedule import Schedule
 from simgd.simulator import Program
 from simgd.soundness import Derived
-from simgd.timing import ONE, Timing
+from simgd.timing import Timing
 
 #: Picoseconds, by rank.
 Times: TypeAlias = npt.NDArray[np.int64]
@@ -66,7 +67,8 @@ def ensemble(
 ) -> Ensemble:
     """Return when the iterations end from a cold start; ``slowdowns[iteration, rank]`` multiplies local work.
 
-    Raises ScheduleError if several collectives may be in flight, or if an op can never start.
+    Raises ScheduleError if several collectives may be in flight, or if an op can never start; ValueError for slow-downs
+    of another shape, below 0, or so large that times might not fit 64 bits.
     """
     if slowdowns.ndim != 2 or not slowdowns.size:
         raise ValueError(f"slowdowns have shape {slowdowns.shape}; they need (iterations, ranks), none of them 0")
@@ -75,7 +77,20 @@ def ensemble(
             f"schedule {schedule.name!r}: {timing.in_flight} collectives in flight share bandwidth; "
             "ranks that differ are simulated at once only with one"
         )
-    return _Ranks(Program(schedule, derived, timing), slowdowns, keep_ops).run()
+    program = Program(schedule, derived, timing)
+    smallest, largest = float(slowdowns.min()), float(slowdowns.max())
+    if not (smallest >= 0 and _longest(program, largest) * len(slowdowns) < 2**63):
+        raise ValueError(
+            f"slowdowns are from {smallest:g} to {largest:g}; they must be 0 or more, and times fit 64 bits"
+        )
+    return _Ranks(program, slowdowns, keep_ops).run()
+
+
+def _longest(program: Program, factor: float) -> float:
+    """Return a bound on an iteration in which every op is disturbed and runs alone, times the largest numerator."""
+    disturbed = program.unit / min(program.pace) * max(program.slowed)
+    numerator = max(slowed.numerator for slowed in program.slowed)
+    return (sum(program.issue) + sum(program.run) * max(factor, 1.0)) * disturbed * numerator
 
 
 class _Found(NamedTuple):
@@ -86,9 +101,9 @@ class _Found(NamedTuple):
 
 
 class _Run(NamedTuple):
-    """When a local op ran, and how much it slows the data."""
+    """When a local op ran, and the level by which it slows the data (see `Program.pace`)."""
 
-    slows: Fraction
+    level: int
     start: Times
     end: Times
 
@@ -157,8 +172,9 @@ class _Ranks:
         self.stuck_at = {"comm"}
         self.found: defaultdict[int, dict[int, _Found]] = defaultdict(dict)
         self.moves = _Moves(len(self.queues.get("comm", ())))
-        self.most = max(program.slows)
-        self.reach = max((lag for deps in program.deps for _, lag in deps), default=0) + max(program.every)
+        self.most = max(program.level)
+        lags = [lag for deps in program.deps for _, lag in deps]
+        self.reach = max([program.timing.run_ahead, *lags]) + max(program.every)
         self.oldest = 0
         self.iteration_ends = np.zeros((self.iterations, self.ranks), np.int64)
         self.op_ends = np.full((self.total, self.size, self.ranks), -1, np.int64) if keep_ops else None
@@ -169,16 +185,17 @@ class _Ranks:
             self.settle(iteration, k)
             self.forget()
         for iteration in range(self.total):
-            for k in range(self.size):
-                if self.program.exists(k, iteration, self.iterations):
-                    self.require(iteration, k)
+            for lane in self.local:
+                queue = self.queues[lane]
+                while self.heads[lane] < len(queue) and queue[self.heads[lane]][0] == iteration:
+                    self.advance(lane)
             self.forget()
         return Ensemble(iteration_ends_ps=self.iteration_ends, op_ends_ps=self.op_ends)
 
     # --- nodes -------------------------------------------------------------------------------------------------
 
     def sources(self, lane: str) -> list[Instance]:
-        """Return what the next node of *lane* waits for; some may be unknown or no longer kept."""
+        """Return what the next node of *lane* waits for."""
         program, place = self.program, self.heads[lane]
         iteration, node = self.queues[lane][place]
         if node == self.begin:
@@ -219,18 +236,17 @@ class _Ranks:
         self.stuck_at.add(lane)
         start, exact_after = self.start(lane)
         self.stuck_at.remove(lane)
-        slowed = slows = ONE
-        end = start
+        level, end = 0, start
         if node < self.size:
-            slowed, slows = program.slowed[node], program.slows[node]
+            level, slowed = program.level[node], program.slowed[node]
             end = self.moves.end(start, self.work(iteration, node), slowed)
+            if level or slowed != 1:
+                exact_after = int(end.max())
         elif node < self.begin and iteration >= program.age[node - self.size]:
             end = start + program.issue[node - self.size]
-        if slowed != 1 or slows != 1:
-            exact_after = int(end.max())
         self.found[iteration][node] = _Found(end, exact_after)
         self.heads[lane] += 1
-        return _Run(slows, start, end)
+        return _Run(level, start, end)
 
     def work(self, iteration: int, k: int) -> Times | int:
         """Return the work of local op *k*."""
@@ -239,7 +255,8 @@ class _Ranks:
         run = self.program.run[k]
         if iteration >= self.iterations:
             return run
-        return np.rint(run * self.slowdowns[iteration]).astype(np.int64)
+        work: Times = np.rint(run * self.slowdowns[iteration]).astype(np.int64)
+        return work
 
     # --- collectives -------------------------------------------------------------------------------------------
 
@@ -248,26 +265,27 @@ class _Ranks:
         program = self.program
         begin = int(self.start("comm").end.max()) + program.latency[k]
         work = program.run[k] - program.latency[k]
-        latest = begin + math.ceil(work * self.most)
-        end = latest
+        end = begin + work
         if work:
+            latest = begin - (-work * program.unit // program.pace[self.most])
             self.moves.add(begin, latest)
-        if latest > begin + work:
-            end = self.landing(begin, work, latest)
-            self.moves.correct(end)
-            self.take_back(end)
+            if self.most:
+                end = self.landing(begin, work, latest)
+                self.moves.correct(end)
+                self.take_back(end)
         self.found[iteration][k] = _Found(np.full(self.ranks, end), end)
         self.heads["comm"] += 1
 
     def landing(self, begin: int, work: int, latest: int) -> int:
-        """Return when the data of a collective have moved, which the list of moves holds as if it were *latest*."""
+        """Return when the data of a collective have moved; the list of moves says that it is *latest*."""
+        program = self.program
         runs: list[_Run] = []
         for run in self.ahead(latest):
-            if run.slows == self.most and np.any((run.start <= begin) & (run.end >= latest)):
+            if run.level == self.most and np.any((run.start <= begin) & (run.end >= latest)):
                 return latest
-            if run.slows != 1:
+            if run.level:
                 runs.append(run)
-        return _landing(begin, work * self.program.unit, self.program.unit, runs)
+        return _landing(begin, work * program.unit, program.pace, runs)
 
     def ahead(self, latest: int) -> Iterator[_Run]:
         """Advance every lane as far as it may start something before *latest* without any further collective."""
@@ -302,9 +320,45 @@ class _Ranks:
 
     def forget(self) -> None:
         """Note the results of iterations that all lanes have left, and drop what nothing refers to any more."""
-        heads = [queue[self.heads[lane]][0] for lane, queue in self.queues.items() if self.heads[lane] < len(queue)]
-        ...
+        left = [queue[self.heads[lane]][0] for lane, queue in self.queues.items() if self.heads[lane] < len(queue)]
+        oldest = min(left, default=self.total + self.reach) - self.reach
+        for iteration in range(self.oldest, oldest):
+            found = self.found.pop(iteration, {})
+            if iteration < self.iterations:
+                last = found.get(self.program.last_compute)
+                # Where that op is not run in every iteration, the one before has the end.
+                self.iteration_ends[iteration] = last.end if last else self.iteration_ends[max(iteration - 1, 0)]
+            if self.op_ends is not None:
+                for node, (end, _) in found.items():
+                    if node < self.size:
+                        self.op_ends[iteration, node] = end
+        self.oldest = max(self.oldest, oldest)
 
 
-def _landing(begin: int, parts: int, unit: int, runs: list[_Run]) -> int:
-    ...
+def _landing(begin: int, parts: int, pace: list[int], runs: list[_Run]) -> int:
+    """Return when *parts* have moved, in each picosecond the *pace* of the highest level that runs on any rank."""
+    levels = sorted({run.level for run in runs}, reverse=True)
+    busy = [(level, _union(begin, [run for run in runs if run.level == level])) for level in levels]
+    now = begin
+    for until in sorted({cut for _, cuts in busy for cut in cuts}):
+        speed = pace[next((level for level, cuts in busy if bisect_right(cuts, now) % 2), 0)]
+        if parts <= (until - now) * speed:
+            return now - (-parts // speed)
+        parts -= (until - now) * speed
+        now = until
+    return now - (-parts // pace[0])
+
+
+def _union(begin: int, runs: list[_Run]) -> list[int]:
+    """Return the begin, end, begin, end ... of the times from *begin* on at which any of the ops runs on any rank."""
+    starts = np.maximum(np.concatenate([run.start for run in runs]), begin)
+    ends = np.concatenate([run.end for run in runs])
+    some = ends > starts
+    order = np.argsort(starts[some], kind="stable")
+    starts, ends = starts[some][order], np.maximum.accumulate(ends[some][order])
+    if not starts.size:
+        return []
+    apart = starts[1:] > ends[:-1]
+    firsts, lasts = starts[np.append(True, apart)], ends[np.append(apart, True)]
+    cuts: list[int] = np.stack([firsts, lasts], axis=1).ravel().tolist()
+    return cuts
