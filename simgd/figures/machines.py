@@ -71,7 +71,7 @@ def draw(cluster: Cluster) -> Figure:
     bottom = min(place.y for place in boxes.values()) - _BOX
     width_in = max(4.8, min(style.WIDTH_IN, 0.5 * columns + 0.3), 0.36 * columns + 0.3)
     column_in = min(0.9, (width_in - 2 * _MARGIN_IN) / columns)
-    top = max([top, *(_arc_top(link, boxes, column_in) + _BOX / 2 for link in cluster.links)])
+    top = max([top, *(_arc_top(link, boxes, column_in) + _BOX for link in cluster.links)])
     legend = _legend(cluster)
     above_in, below_in = 0.52, 0.22 + 0.18 * -(-len(legend) // 3)
     height_in = above_in + (top - bottom) * _ROW_IN + below_in
