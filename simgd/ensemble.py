@@ -18,8 +18,8 @@ Model
 Known not to hold
     Several collectives in flight are refused. Times must fit 64 bits even when multiplied by the numerator of a
     slow-down factor: 2**63 ps are 106 days, with 6/5 still 17. It is fast because an op that slows the data most runs
-    on some rank nearly always; where such ops are rare, each collective looks ahead from the slowest rank to the
-    fastest, and that can take ten times as long.
+    on some rank nearly always; where such ops are rare (updates alone, say), each collective looks ahead from the
+    slowest rank to the fastest: that took 10 to 60 times as long.
 """
 
 from bisect import bisect_right
