@@ -99,13 +99,16 @@ def _check_cover(schedule: Schedule, workload: Workload) -> None:
             at = 0
             for first, last in sorted(parts):
                 if first != at:
+                    at = min(at, first)
                     break
                 at = last
-            if at != sizes[tensor]:
-                raise ScheduleError(
-                    f"schedule {schedule.name!r}: {kind} must cover tensor {tensor!r} once, elements 0 to "
-                    f"{sizes[tensor]}; from element {at} on it is missing or stands twice"
-                )
+            else:
+                if at == sizes[tensor]:
+                    continue
+            raise ScheduleError(
+                f"schedule {schedule.name!r}: {kind} must cover tensor {tensor!r} once, elements 0 to "
+                f"{sizes[tensor]}; from element {at} on it is missing or stands twice"
+            )
 
 
 def dry_run(schedule: Schedule, deps: dict[str, tuple[Dep, ...]]) -> tuple[str, ...]:
@@ -125,7 +128,8 @@ def dry_run(schedule: Schedule, deps: dict[str, tuple[Dep, ...]]) -> tuple[str, 
         moved = False
         while issued < len(schedule.ops):
             op = schedule.ops[issued]
-            if any(dep.lag == 0 and dep.op not in ended for dep in waits_for(op.work)):
+            needed = (*deps[op.name], *waits_for(op.work)) if op.lane == "host" else ()
+            if any(dep.lag == 0 and dep.op not in ended for dep in needed):
                 break
             issued += 1
             moved = True
