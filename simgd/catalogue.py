@@ -81,7 +81,7 @@ def cluster(name: str) -> Cluster:
     if not colon:
         return found
     if not (count.isascii() and count.isdecimal() and int(count[:9]) > 0 and len(count) < 8):
-        raise ClusterError(f"cluster {name!r}: {count!r} is not a number of nodes; write {base}:4")
+        raise ClusterError(f"cluster {name[:60]!r}: {count[:40]!r} is not a number of nodes; write {base}:4")
     return fabrics.resized(found, int(count))
 
 
@@ -96,16 +96,12 @@ def profile_for(on: str, cluster_: Cluster, given: Sequence[str]) -> Profile:
     """Return the costs for the machine named *on*: the *given* profiles, the later winning entry by entry, else the
     shipped one of that name, else what the cluster's own data sheet says.
 
-    Raises FileError if a given profile speaks of another device than the cluster has.
+    Raises FileError if a profile speaks of another device than the cluster has.
     """
     if given:
         profiles = [profile(name) for name in given]
         for name, each in zip(given, profiles, strict=True):
-            if each.cluster.device.name != cluster_.device.name:
-                raise FileError(
-                    f"{name}: speaks of {each.cluster.device.name}, but cluster {cluster_.name!r} has "
-                    f"{cluster_.device.name}; give the profile of that device"
-                )
+            _check_device(name, each, cluster_)
         merged = profiles[0]
         for later in profiles[1:]:
             merged = merged.updated(later)
@@ -117,5 +113,25 @@ def profile_for(on: str, cluster_: Cluster, given: Sequence[str]) -> Profile:
     else:
         base = on.partition(":")[0]
     if base in names("profile"):
-        return profile(base)
+        found = profile(base)
+        if is_file(on) and _data_sheet(found.cluster) != _data_sheet(cluster_):
+            raise FileError(
+                f"{on}: is called {base!r} but has another device than that one; give it a name of its own, or a "
+                "--profile"
+            )
+        return found
     return Profile(name=f"nominal {cluster_.name}", cluster=cluster_)
+
+
+def _data_sheet(cluster_: Cluster) -> tuple[object, ...]:
+    device = cluster_.device
+    return tuple(getattr(device, name) for name in device.__struct_fields__ if name != "source")
+
+
+def _check_device(name: str, profile_: Profile, cluster_: Cluster) -> None:
+    """Compare devices by name: a laboratory may state its own rates for the same device."""
+    theirs, ours = profile_.cluster.device.name, cluster_.device.name
+    if theirs != ours:
+        raise FileError(
+            f"{name}: speaks of {theirs}, but cluster {cluster_.name!r} has {ours}; give the profile of that device"
+        )

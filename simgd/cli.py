@@ -57,7 +57,9 @@ def predict(
         str, typer.Option(help="schedule that speed-ups are stated over, beside sync")
     ] = "bucketed:25MiB",
     profile: Profiles = None,
-    seed: Annotated[int, typer.Option(help="of the noise, where the profile has any")] = 0,
+    seed: Annotated[
+        int | None, typer.Option(help="draw the profile's noise with this seed and simulate it, instead of a closed form")
+    ] = None,
     json: AsJson = False,
     trace: Annotated[Path | None, typer.Option(help="write a timeline for Perfetto")] = None,
     plot: Plot = None,
@@ -68,6 +70,7 @@ def predict(
 
     if batch is not None and global_batch is not None:
         raise ProfileError("--batch and --global-batch: give one of them")
+    _check_outputs(trace=trace, plot=plot)
     machine, counts = _machine(on, profile, ranks, devices)
     job = _job(workload, batch, seq_len, optimizer, dtype, wire)
     chosen = _schedules(schedules)
@@ -78,15 +81,14 @@ def predict(
     sentence = verdict(rows, machine, here, chosen)
     if trace is not None or plot is not None:
         studies = [machine.study(schedule, here, max(counts)) for schedule in chosen]
-        traces = [(study.schedule.name, library.trace_of(study)) for study in studies]
         if trace is not None:
             from simgd import perfetto
 
-            perfetto.write(traces, trace)
+            perfetto.write([(study.schedule.name, library.trace_of(study)) for study in studies], trace)
         if plot is not None:
             from simgd import figures
 
-            figures.speedups(rows, traces, plot)
+            figures.speedups(rows, figures.traced(studies), plot)
     if json:
         _print_json({"predictions": rows, "verdict": sentence})
     else:
@@ -112,7 +114,7 @@ def explain(
     profile: Profiles = None,
     json: AsJson = False,
 ) -> None:
-    """Name the critical cycle of one schedule, and what would move it."""
+    """Name what bounds one schedule, and what would move it."""
     from simgd import explain as library
 
     machine, counts = _machine(on, profile, ranks, devices)
@@ -138,7 +140,7 @@ def collective(
     profile: Profiles = None,
     json: AsJson = False,
 ) -> None:
-    """Predict the time of one collective by message size, as nccl-tests prints it."""
+    """Predict one collective by message size, as nccl-tests does."""
     from simgd import collective as library
     from simgd.units import sizes as read_sizes
 
@@ -148,7 +150,9 @@ def collective(
         from calibration import nccl_tests
 
         found = nccl_tests.read(measured, kind)
-        machine, _ = _machine(on, profile, ranks or str(found.ranks), devices)
+        if ranks not in (None, str(found.ranks)) or devices is not None:
+            raise ProfileError(f"{measured}: says which {found.ranks} ranks it ran on; leave --ranks and --devices out")
+        machine, _ = _machine(on, profile, str(found.ranks), None)
         network = machine.network()
         rows = library.compared(network, nccl_tests.compare(found, network), found.kind, found.ranks)
     else:
@@ -169,11 +173,12 @@ def schedule(
     ranks: Ranks = None,
     profile: Profiles = None,
 ) -> None:
-    """Write a schedule as a file: what `predict`, `explain` and the executor read."""
+    """Write a schedule as a file that the others read."""
     from simgd import catalogue, files
     from simgd.plan import plan
     from simgd.soundness import derive
 
+    _check_suffix(out, (".json", ".json.gz"), "a schedule is written as JSON")
     found = catalogue.workload(workload)
     prices = None
     if on is not None:
@@ -192,11 +197,10 @@ def workload(
     out: Annotated[Path, typer.Option(help="TOML file to write; a table's times go into NAME.profile.json beside it")],
     argument: Annotated[list[str] | None, typer.Option(help="NAME=VALUE for the function")] = None,
 ) -> None:
-    """Count a network of your own, or read a table of its layers."""
+    """Count a network of your own, or read a table of layers."""
     from simgd import files
 
-    if out.suffix != ".toml":
-        raise FileError(f"{out}: a workload is written as TOML; name it {out.with_suffix('.toml')}")
+    _check_suffix(out, (".toml",), "a workload is written as TOML")
     if source.endswith(".csv"):
         from calibration.tables import read_table
 
@@ -217,7 +221,7 @@ def workload(
 
 @app.command(name="list")
 def list_(what: Annotated[str, typer.Argument(help="workloads, clusters, schedules or profiles")]) -> None:
-    """List what has a name."""
+    """List workloads, clusters, schedules or profiles."""
     from simgd import catalogue, report
     from simgd.schedules import NAMES
 
@@ -248,13 +252,15 @@ def show(
     """Show a workload, cluster, schedule or profile."""
     from simgd import showing
 
+    _check_outputs(plot=plot)
     values = showing.find(name)
+    text = showing.as_file(name, values) if toml else None
     if plot is not None:
         from simgd import figures
 
         figures.graph(showing.cluster_of(name, values), plot)
-    if toml:
-        sys.stdout.write(showing.as_file(name, values))
+    if text is not None:
+        sys.stdout.write(text)
     else:
         for value in values:
             _print(showing.table(value, values))
@@ -264,7 +270,7 @@ def show(
 def demo(
     out: Annotated[Path, typer.Option(help="folder for the picture and the timeline")] = Path("demo"),
 ) -> None:
-    """Run the main job: predict AlexNet on a DGX-1, with a picture and a timeline."""
+    """Predict AlexNet on a DGX-1, with a picture and a timeline."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -279,12 +285,31 @@ def demo(
 # --- from arguments to values ------------------------------------------------------------------------------------
 
 
+def _check_outputs(*, trace: Path | None = None, plot: Path | None = None) -> None:
+    """Refuse names that nothing could be written under, before anything is computed or written."""
+    if trace is not None:
+        _check_suffix(trace, (".json", ".json.gz"), "a timeline for Perfetto is JSON")
+    if plot is not None:
+        from simgd.figures import kind_of_file
+
+        kind_of_file(plot)
+    for path in (trace, plot):
+        if path is not None and not path.parent.is_dir():
+            raise FileError(f"{path}: there is no folder {str(path.parent)!r}")
+
+
+def _check_suffix(path: Path, right: tuple[str, ...], why: str) -> None:
+    if not path.name.endswith(right):
+        raise FileError(f"{path}: {why}; end the name in {' or '.join(right)}")
+
+
 def _machine(
     on: str, profiles: list[str] | None, ranks: str | None, devices: str | None
 ) -> tuple[Any, tuple[int, ...]]:
     """Return the machine, and the numbers of ranks asked for."""
     from simgd import catalogue, fabrics
     from simgd.predict import Machine
+    from simgd.topology import MOST_DEVICES
     from simgd.units import counts as listed
 
     cluster = catalogue.cluster(on)
@@ -297,6 +322,8 @@ def _machine(
         raise ProfileError(f"cluster {cluster.name!r}: has as many CPU nodes as asked for; give --ranks")
     else:
         counts = (cluster.size,)
+    if max(counts) > MOST_DEVICES:
+        raise ProfileError(f"--ranks {max(counts)}: at most {MOST_DEVICES} ranks can be predicted")
     for count in counts:
         fabrics.placement(cluster, count, chosen[:count] if chosen is not None else None)
     profile = catalogue.profile_for(on, cluster, profiles or [])
@@ -326,16 +353,21 @@ def _schedules(names: str | None) -> list[Any]:
     listed = [name.strip() for name in names.split(",")] if names is not None else list(DEFAULT_SCHEDULES)
     if len(set(listed)) < len(listed) or "" in listed:
         raise ScheduleError(f"--schedules {names}: names a schedule twice, or none")
-    return [_schedule(name) for name in listed]
+    chosen = [_schedule(name) for name in listed]
+    called = [each if isinstance(each, str) else each.name for each in chosen]
+    for name in called:
+        if called.count(name) > 1:
+            raise ScheduleError(f"--schedules {names}: two are called {name!r}; give the file's another `name`")
+    return chosen
 
 
 def _schedule(name: str) -> Any:
     """Return a schedule's name, checked, or the schedule that a JSON file holds."""
-    from simgd import files
+    from simgd import catalogue, files
     from simgd.schedule import Schedule
     from simgd.schedules import parse
 
-    if name.endswith((".json", ".json.gz")):
+    if catalogue.is_file(name):
         return files.read(name, Schedule)
     parse(name)
     return name
@@ -368,8 +400,15 @@ def _scalar(text: str) -> str | int | float | bool:
 def _print(what: Any) -> None:
     from rich.console import Console
 
-    console = Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False, soft_wrap=isinstance(what, str))
-    console.print(what, markup=False) if isinstance(what, str) else console.print(what)
+    # Names come from files: nothing in them is markup.
+    console = Console(
+        width=None if sys.stdout.isatty() else _WIDTH,
+        highlight=False,
+        markup=False,
+        emoji=False,
+        soft_wrap=isinstance(what, str),
+    )
+    console.print(what)
 
 
 def _print_json(value: Any) -> None:

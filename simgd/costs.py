@@ -23,12 +23,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from simgd import catalogue
-from simgd.errors import ProfileError, UnknownNameError
+from simgd.errors import ProfileError, SimgdError
 from simgd.job import ACTIVATION_BYTES, OPTIMIZERS, Job
 from simgd.profile import Host, Interference, LayerTimes, Origin, Profile, StepTime, weakest
 from simgd.schedule import Communicate, Map, Schedule
 from simgd.topology import Device
-from simgd.workload import Layer, Work
+from simgd.workload import Layer, Work, Workload
 
 Direction = Literal["forward", "backward"]
 
@@ -181,6 +181,7 @@ class LayerCosts:
     def _fill(self, direction: Direction) -> None:
         measured = self._measured(direction)
         for layer in self.job.workload.layers:
+            self.job.workload.check_amounts(layer, self.job.batch, self.job.tokens)
             found = measured(layer)
             work = layer.forward if direction == "forward" else layer.backward
             if found is None:
@@ -237,7 +238,7 @@ class LayerCosts:
         """Return how much longer the pass is at this batch and length than where it was measured, by the roofline."""
         work = layer.forward if direction == "forward" else layer.backward
         if work is None:
-            return self.job.batch / entry.batch
+            return self.job.batch / (entry.batch or self.job.batch)
         there = _replace(self.job, batch=entry.batch or self.job.batch, tokens=entry.tokens or self.job.tokens)
         before = roofline_s(work, there, self.device)
         return roofline_s(work, self.job, self.device) / before if before else 1.0
@@ -255,15 +256,13 @@ class LayerCosts:
         own = [step for step in profile.steps if step.workload == job.workload.name]
         if own:
             step = min(own, key=lambda step: (step.dtype != job.dtype, _far(step.batch, job.batch)))
-            return self._from_step(step, job, own=True)
+            return self._from_step(step, self._job_of(step, job.workload), own=True)
         others: list[tuple[float, StepTime, Job]] = []
         for step in profile.steps:
-            try:
-                workload = catalogue.workload(step.workload)
-            except UnknownNameError:
+            if step.workload not in catalogue.names("workload"):
                 continue
-            there = Job(workload=workload, batch=step.batch, tokens=step.tokens or workload.tokens, dtype=step.dtype)
-            near = abs(math.log(intensity(there) / intensity(job))) if intensity(job) else 0.0
+            there = self._job_of(step, catalogue.workload(step.workload))
+            near = _far(intensity(there), intensity(job)) if intensity(there) and intensity(job) else math.inf
             others.append((near, step, there))
         if others:
             _, step, there = min(others, key=lambda other: (other[1].dtype != job.dtype, other[0]))
@@ -279,40 +278,55 @@ class LayerCosts:
             )
         return lambda direction: weak
 
+    def _job_of(self, step: StepTime, workload: Workload) -> Job:
+        """Return the job whose time *step* is; those who publish such times train with SGD."""
+        try:
+            there = Job(
+                workload=workload,
+                batch=step.batch,
+                tokens=step.tokens or workload.tokens,
+                dtype=step.dtype,
+                optimizer="sgd",
+            )
+            _peak(there, self.device)
+        except SimgdError as error:
+            where = f"profile {self.profile.name!r}: step of {step.workload!r} at batch {step.batch}, {step.dtype}"
+            raise ProfileError(f"{where}: {error}") from None
+        return there
+
     def _from_step(self, step: StepTime, there: Job, *, own: bool) -> Callable[[Direction], Estimate]:
         """Return the scale at which *there*'s passes and update take the time of *step*."""
-        there = _replace(there, batch=step.batch, tokens=step.tokens or there.tokens, dtype=step.dtype)
         rooflines = [_passes(there, self.device, layer) for layer in there.workload.layers]
         forward, backward = sum(pair[0] for pair in rooflines), sum(pair[1] for pair in rooflines)
         update = update_s(there.workload.parameters, there, self.profile).seconds
         passes = max(step.seconds - update, 0.1 * step.seconds)
         split = self.profile.split
-        forward_s = (
-            step.seconds / (1 + split.backward_plus_update)
-            if split is not None
-            else passes * forward / (forward + backward)
-        )
+        if split is not None:
+            forward_s = step.seconds / (1 + split.backward_plus_update)
+        else:
+            forward_s = passes * forward / ((forward + backward) or 1.0)
         exact = own and (step.batch, step.dtype) == (self.job.batch, self.job.dtype) and there.tokens == self.job.tokens
         origin = step.origin if exact else weakest(step.origin, "modelled")
         uncertainty = max(step.uncertainty, 0.0 if exact else MODEL_UNCERTAINTY)
-        scales = {"forward": forward_s / forward, "backward": max(passes - forward_s, 0.0) / backward}
+        # A direction without any work takes no time at any scale.
+        scales = {"forward": forward_s / (forward or 1.0), "backward": max(passes - forward_s, 0.0) / (backward or 1.0)}
         return lambda direction: Estimate(
             seconds=scales[direction], origin=origin, uncertainty=uncertainty, extrapolated=own and not exact
         )
 
 
-def _replace(job: Job, *, batch: int, tokens: int, dtype: object = None) -> Job:
+def _replace(job: Job, *, batch: int, tokens: int) -> Job:
     return Job(
         workload=job.workload,
         batch=batch,
         tokens=tokens,
-        dtype=job.dtype if dtype is None else dtype,  # type: ignore[arg-type]
+        dtype=job.dtype,
         wire=job.wire,
         optimizer=job.optimizer,
     )
 
 
-def _far(a: int, b: int) -> float:
+def _far(a: float, b: float) -> float:
     return abs(math.log(a / b))
 
 

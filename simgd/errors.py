@@ -44,7 +44,7 @@ class ScheduleError(SimgdError):
 
 
 def unknown(what: str, name: str, known: Iterable[str], hint: str = "") -> UnknownNameError:
-    """Return the error for *name*, with the nearest of the *known* names.
+    """Return the error for *name*, with the nearest of the *known* names; *hint* says what shows them all.
 
     >>> print(unknown("cluster", "dgx3-v100", ["dgx1-p100", "dgx2-v100"]))
     cluster 'dgx3-v100' is unknown; did you mean 'dgx2-v100'?
@@ -53,8 +53,7 @@ def unknown(what: str, name: str, known: Iterable[str], hint: str = "") -> Unkno
     """
     names = list(known)
     near = difflib.get_close_matches(name, names, n=1)
+    shown = repr(name if len(name) <= 60 else f"{name[:60]}...")
     if near:
-        message = f"{what} {name!r} is unknown; did you mean {near[0]!r}?"
-    else:
-        message = f"{what} {name!r} is unknown; it is one of {', '.join(names)}"
-    return UnknownNameError(f"{message} {hint}".rstrip())
+        return UnknownNameError(f"{what} {shown} is unknown; did you mean {near[0]!r}? {hint}".rstrip())
+    return UnknownNameError(f"{what} {shown} is unknown; {hint or 'it is one of ' + ', '.join(names)}")

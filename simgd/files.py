@@ -27,6 +27,10 @@ VERSION = 1
 #: Larger files than this are refused before they are parsed: memory stays bounded.
 LARGEST_FILE_BYTES = 512 * units.MIB
 
+#: No number that a machine or a network has is larger, or smaller and not 0; sums and products of such numbers stay
+#: finite.
+SMALLEST, LARGEST = 1e-24, 1e24
+
 _READERS: dict[type, Callable[[Any], Any]] = {
     units.Rate: units.rate,
     units.Seconds: units.seconds,
@@ -58,6 +62,8 @@ def read(path: str | Path, kind: type[T]) -> T:
 def read_bytes(path: str | Path) -> bytes:
     """Return the content of a file, unpacked if its name ends in ``.gz``."""
     try:
+        if Path(path).is_dir():
+            raise FileError(f"{path}: is a folder; name a file")
         if not Path(path).is_file():
             raise FileError(f"{path}: there is no such file")
         if os.path.getsize(path) > LARGEST_FILE_BYTES:
@@ -66,6 +72,8 @@ def read_bytes(path: str | Path) -> bytes:
             return Path(path).read_bytes()
         with gzip.open(path) as packed:
             content = packed.read(LARGEST_FILE_BYTES + 1)
+    except FileError:
+        raise
     except (OSError, EOFError, ValueError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
         raise FileError(f"{path}: cannot be read: {reason}") from None
@@ -215,18 +223,26 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:400]
 
 
-def check_positive(error: type[SimgdError], where: str, **numbers: float) -> None:
-    """Raise *error* if one of the *numbers* is not finite and above 0."""
+def check_positive(error: type[SimgdError], where: str, /, **numbers: float) -> None:
+    """Raise *error* if one of the *numbers* is not above 0, or beyond what anything has."""
     for name, number in numbers.items():
-        if not 0 < number < float("inf"):
+        if not number > 0:
             raise error(f"{where}: {name} is {number}; it must be above 0")
+        if not SMALLEST <= number <= LARGEST:
+            raise error(f"{where}: {name} is {_brief(number)}; it must be from {SMALLEST} to {LARGEST}")
 
 
-def check_not_negative(error: type[SimgdError], where: str, **numbers: float) -> None:
-    """Raise *error* if one of the *numbers* is not finite, or below 0."""
+def check_not_negative(error: type[SimgdError], where: str, /, **numbers: float) -> None:
+    """Raise *error* if one of the *numbers* is below 0, or beyond what anything has."""
     for name, number in numbers.items():
-        if not 0 <= number < float("inf"):
+        if not number >= 0:
             raise error(f"{where}: {name} is {number}; it must be 0 or more")
+        if number > LARGEST:
+            raise error(f"{where}: {name} is {_brief(number)}; it must be at most {LARGEST}")
+
+
+def _brief(number: float) -> str:
+    return f"a number of {len(str(number))} digits" if isinstance(number, int) else str(number)
 
 
 def check_distinct(error: type[SimgdError], where: str, what: str, names: Sequence[str]) -> None:

@@ -5,16 +5,14 @@ Model
     interference and is exact: the period with every cost at the low or the high end of its own 90 % interval, relative
     to the period as it is. All costs of one machine are wrong together, so their ends are taken together.
 
-    One iteration and the median of a run differ only by jitter, which a profile states as the sigma of log-normal
-    factors; ranks wait for the slowest of p, so the interval's ends move with the extremes of p draws.
+    Of the speed-up over one device the interval has local costs and those of collectives at opposite ends: what both
+    sides of that ratio share cancels. One iteration and the median of a run differ only by jitter, see `noise`.
 """
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from statistics import NormalDist
+from dataclasses import dataclass, replace
 
-from simgd import units
+from simgd import noise, units
 from simgd.costs import LayerCosts, peak_memory_bytes
 from simgd.errors import ProfileError
 from simgd.files import Value
@@ -22,7 +20,7 @@ from simgd.job import Job
 from simgd.network import Network
 from simgd.plan import plan
 from simgd.pricing import Part, Priced, Prices, WhatIf
-from simgd.profile import Jitter, Origin, Profile
+from simgd.profile import Origin, Profile
 from simgd.schedule import Schedule
 from simgd.schedules import parse
 from simgd.simulator import Steady, simulate, steady
@@ -61,6 +59,8 @@ class Prediction(Value, frozen=True, kw_only=True, omit_defaults=False):
     speedup_over_sync: float
     speedup_over_baseline: float
     speedup_over_one: float
+    speedup_over_one_low: float
+    speedup_over_one_high: float
     efficiency: float
     compute_s: float
     communication_s: float
@@ -95,9 +95,9 @@ class Studied:
         """The steady period in seconds."""
         return float(self.steady.period_ps) / units.PS_PER_S
 
-    def critical_cycle(self) -> Cycle:
-        """Return the critical cycle, without interference."""
-        return EventGraph(self.schedule, self.derived, self.priced.timing).critical_cycle()
+    def graph(self) -> EventGraph:
+        """Return the timed event graph, without interference and with one collective in flight."""
+        return EventGraph(self.schedule, self.derived, replace(self.priced.timing, in_flight=1))
 
     def timing_if(self, what_if: WhatIf) -> Timing:
         """Return what the ops would cost on another machine."""
@@ -166,6 +166,9 @@ class Machine:
         planned, derived = self._planned(schedule, prices)
         priced = prices.price(planned, what_if or WhatIf())
         found = steady(planned, derived, priced.timing)
+        if not found.period_ps:
+            where = f"profile {self.profile.name!r}: {job.workload.name!r} on {self.cluster.name}"
+            raise ProfileError(f"{where}: an iteration of {planned.name} takes no time; every cost is 0")
         return Studied(prices=prices, schedule=planned, derived=derived, priced=priced, steady=found)
 
 
@@ -177,26 +180,27 @@ def predict(
     *,
     baseline: str | Schedule = "bucketed:25MiB",
     global_batch: int | None = None,
-    seed: int = 0,
+    seed: int | None = None,
 ) -> tuple[Prediction, ...]:
     """Return the predictions, ranks by ranks and schedule by schedule.
 
     With *global_batch* the batch of one rank is its share, which must be whole; else every rank has the job's batch.
-    *seed* is that of the noise, where the profile states any.
+    With *seed* the profile's noise is drawn and simulated, which takes seconds; else its spread is a closed form.
 
     Raises a SimgdError where the machine has no such ranks or a cost is missing.
     """
-    one = _one_rank_rate(machine, with_global_batch(job, global_batch, 1))
+    alone = _alone(machine, with_global_batch(job, global_batch, 1))
     found: list[Prediction] = []
     for count in ranks:
         here = with_global_batch(job, global_batch, count)
         sync = machine.study("sync", here, count)
         base = sync if baseline == "sync" else machine.study(baseline, here, count)
-        known = {study.schedule.name: study for study in (sync, base)}
+        # By name only: a schedule of the same name that a file holds may be another one.
+        known = {"sync": sync} | ({baseline: base} if isinstance(baseline, str) else {})
         for schedule in schedules:
-            name = schedule if isinstance(schedule, str) else schedule.name
-            study = known.get(name) or machine.study(schedule, here, count)
-            found.append(_prediction(machine, here, study, sync, base, one))
+            named = known.get(schedule) if isinstance(schedule, str) else None
+            study = named or machine.study(schedule, here, count)
+            found.append(_prediction(machine, here, study, sync, base, alone, seed))
     return tuple(found)
 
 
@@ -216,25 +220,50 @@ def with_global_batch(job: Job, global_batch: int | None, ranks: int) -> Job:
     )
 
 
-def _one_rank_rate(machine: Machine, job: Job) -> float:
-    """Return the samples a second of one rank on its own, which has nobody to talk to."""
-    return job.batch / machine.study("sync", job, 1).period_s
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Alone:
+    """Samples a second of one rank on its own, as predicted and with its costs at the low and the high end."""
+
+    rate: float
+    slow: float
+    fast: float
 
 
-def _prediction(machine: Machine, job: Job, study: Studied, sync: Studied, base: Studied, one: float) -> Prediction:
-    ranks = study.prices.ranks
-    period = study.period_s
+def _alone(machine: Machine, job: Job) -> _Alone:
+    study = machine.study("sync", job, 1)
+    bounds = _Bounds(study)
+    slow, fast = (job.batch / bounds.period_s(sway, sway) for sway in (1.0, -1.0))
+    return _Alone(rate=job.batch / study.period_s, slow=slow, fast=fast)
+
+
+class _Bounds:
+    """Periods of a study with its costs moved within their intervals: exact ratios, times the simulated period."""
+
+    def __init__(self, study: Studied) -> None:
+        self._study = study
+        self._graph = study.graph()
+        self.cycle = self._graph.critical_cycle()
+
+    def period_s(self, local: float, communication: float) -> float:
+        """Return the period with local costs and those of collectives moved by so much, from -1 to 1."""
+        moved = self._graph.period_with(self._study.priced.swayed(local, communication), self.cycle)
+        return self._study.period_s * float(moved / self.cycle.period_ps)
+
+    def compute_s(self) -> float:
+        """Return the period with communication free."""
+        free = self._study.timing_if(WhatIf(free_communication=True))
+        return float(self._graph.period_with(free, self.cycle)) / units.PS_PER_S
+
+
+def _prediction(
+    machine: Machine, job: Job, study: Studied, sync: Studied, base: Studied, alone: _Alone, seed: int | None
+) -> Prediction:
+    ranks, period = study.prices.ranks, study.period_s
     rate = ranks * job.batch / period
-    graph = EventGraph(study.schedule, study.derived, study.priced.timing)
-    cycle = graph.critical_cycle()
-    low, high = (
-        period * float(graph.period_with(study.priced.swayed(sway), cycle) / cycle.period_ps)
-        for sway in (-1.0, 1.0)
-    )
-    jitter = machine.profile.jitter
-    (first, last), (median_first, median_last) = _jitter_ends(jitter, ranks)
-    free = study.timing_if(WhatIf(free_communication=True))
-    compute = float(graph.period_with(free, cycle)) / units.PS_PER_S if ranks > 1 else period
+    bounds = _Bounds(study)
+    low, high = bounds.period_s(-1.0, -1.0), bounds.period_s(1.0, 1.0)
+    spread = _spread(machine, study, seed)
+    compute = bounds.compute_s() if ranks > 1 else period
     memory = peak_memory_bytes(study.schedule, job, machine.profile)
     return Prediction(
         workload=job.workload.name,
@@ -244,15 +273,17 @@ def _prediction(machine: Machine, job: Job, study: Studied, sync: Studied, base:
         schedule=study.schedule.name,
         batch_per_rank=job.batch,
         iteration_s=period,
-        iteration_low_s=low * first,
-        iteration_high_s=high * last,
-        median_low_s=low * median_first,
-        median_high_s=high * median_last,
+        iteration_low_s=low * spread.low,
+        iteration_high_s=high * spread.high,
+        median_low_s=low * spread.median_low,
+        median_high_s=high * spread.median_high,
         samples_per_s=rate,
         speedup_over_sync=sync.period_s / period,
         speedup_over_baseline=base.period_s / period,
-        speedup_over_one=rate / one,
-        efficiency=rate / one / ranks,
+        speedup_over_one=rate / alone.rate,
+        speedup_over_one_low=ranks * job.batch / bounds.period_s(-1.0, 1.0) / alone.fast,
+        speedup_over_one_high=ranks * job.batch / bounds.period_s(1.0, -1.0) / alone.slow,
+        efficiency=rate / alone.rate / ranks,
         compute_s=compute,
         communication_s=study.priced.collective_s,
         exposed_communication_s=period - compute,
@@ -260,7 +291,7 @@ def _prediction(machine: Machine, job: Job, study: Studied, sync: Studied, base:
         staleness=max(study.derived.staleness.values(), default=0),
         peak_memory_bytes=memory,
         memory_fits=memory <= machine.cluster.device.memory,
-        bound_by=bound_by(study, cycle),
+        bound_by=bound_by(study, bounds.cycle),
         origin=study.priced.origin,
         extrapolated=study.priced.extrapolated,
         origins=dict(study.priced.origins),  # type: ignore[arg-type]
@@ -272,23 +303,19 @@ def _prediction(machine: Machine, job: Job, study: Studied, sync: Studied, base:
     )
 
 
-def _jitter_ends(jitter: Jitter | None, ranks: int) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Return the factors of the 5 % and 95 % quantiles of one iteration, and of a run's median, over the period.
-
-    The slowest of p log-normal factors lies below x with probability F(x)**p. A run's median keeps only what differs
-    between ranks.
-    """
-    if jitter is None:
-        return (1.0, 1.0), (1.0, 1.0)
-    both = math.hypot(jitter.iteration_sigma, jitter.rank_sigma)
-
-    def ends(sigma: float) -> tuple[float, float]:
-        if not sigma:
-            return 1.0, 1.0
-        quantiles = [NormalDist().inv_cdf(part ** (1 / ranks)) for part in (0.05, 0.95)]
-        return math.exp(sigma * quantiles[0]), math.exp(sigma * quantiles[1])
-
-    return ends(both), ends(jitter.rank_sigma)
+def _spread(machine: Machine, study: Studied, seed: int | None) -> noise.Spread:
+    jitter, ranks = machine.profile.jitter, study.prices.ranks
+    if seed is None:
+        return noise.closed_form(jitter, ranks)
+    return noise.simulated(
+        study.schedule,
+        study.derived,
+        study.priced.timing,
+        jitter,
+        ranks=ranks,
+        period_ps=float(study.steady.period_ps),
+        seed=seed,
+    )
 
 
 def shares(study: Studied, cycle: Cycle) -> dict[Part, float]:

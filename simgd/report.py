@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -25,6 +26,26 @@ def table(*columns: str, left: int = 1, title: str | None = None) -> Table:
     for place, column in enumerate(columns):
         made.add_column(column, justify="left" if place < left else "right", no_wrap=True)
     return made
+
+
+class Fitting:
+    """A table that leaves out its *spare* columns, one after the other, as long as the terminal is too narrow."""
+
+    def __init__(self, whole: Table, spare: Sequence[str]) -> None:
+        self.whole = whole
+        self.spare = spare
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Yield the table, and what was left out of it."""
+        unbounded, gone = options.update(width=10_000), []
+        for name in self.spare:
+            if Measurement.get(console, unbounded, self.whole).maximum <= options.max_width:
+                break
+            self.whole.columns = [column for column in self.whole.columns if column.header != name]
+            gone.append(name.replace("\n", " "))
+        yield self.whole
+        if gone:
+            yield Text(f"left out, the terminal being narrow: {', '.join(gone)}")
 
 
 def weaker_than_published(prediction: Prediction) -> bool:
@@ -78,7 +99,9 @@ def predictions(rows: Sequence[Prediction], verdict: str) -> RenderableType:
             end_section=False,
         )
         last = row.ranks
-    return Group(made, *(Text(line) for line in _footnotes(rows)), Text(f"verdict: {verdict}", style="bold"))
+    spare = ("host stall", "messages", "compute", "90 % interval", f"over {first.baseline}", "memory", "efficiency")
+    fitting = Fitting(made, (*spare, "bound by", "stale", "exposed"))
+    return Group(fitting, *(Text(line) for line in _footnotes(rows)), Text(f"verdict: {verdict}", style="bold"))
 
 
 def _footnotes(rows: Sequence[Prediction]) -> Iterable[str]:
@@ -103,8 +126,10 @@ def _footnotes(rows: Sequence[Prediction]) -> Iterable[str]:
     if not unsteady:
         warm = max(row.warm_up_iterations for row in rows)
         cycle = max(row.steady_iterations for row in rows)
-        every, after = _count(cycle, "iteration"), _count(warm, "iteration")
-        yield f"steady state: repeats exactly every {every}, after {after} or fewer"
+        every = "iteration" if cycle == 1 else f"{cycle} iterations"
+        yield f"steady state: repeats exactly every {every}, after {_count(warm, 'iteration')}" + (
+            " or fewer" if warm and len(rows) > 1 else ""
+        )
     if any(not row.memory_fits for row in rows):
         yield "!: more than the device's memory"
 
@@ -146,8 +171,8 @@ def workload(value: Workload) -> RenderableType:
     """Return the layers of a workload."""
     tokens = f", {value.tokens} tokens" if value.tokens else ""
     head = (
-        f"{value.name}: {value.parameters:,} parameters in {len(value.layers)} layers and {len(value.arrivals)} "
-        f"tensors; usual batch {value.batch} ({value.sample}){tokens}"
+        f"{value.name}: {value.parameters:,} parameters in {_count(len(value.layers), 'layer')} and "
+        f"{_count(len(value.arrivals), 'tensor')}; usual batch {value.batch} ({value.sample}){tokens}"
     )
     made = table("layer", "parameters", "forward", "backward", "kept", "kernels", left=1)
     batch, length = value.batch, value.tokens

@@ -41,6 +41,9 @@ Wire = Literal["float32", "bfloat16"]
 ROLE = "worker"
 
 # The text form separates with these; spaces inside a name are fine.
+#: Larger lags, copies and strides than this are a slip of the pen; what is checked grows with them.
+MOST_ITERATIONS = 1000
+
 _NAME = re.compile(r"[^\s|;,\[\]](?:[^|;,\[\]\n\r\t]{0,198}[^\s|;,\[\]])?")
 
 
@@ -66,6 +69,8 @@ class Bucket(Value, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if not self.slices or self.copies < 1:
             raise ScheduleError(f"bucket {self.name!r}: needs at least one slice and one gradient copy")
+        if self.copies > MOST_ITERATIONS:
+            raise ScheduleError(f"bucket {self.name!r}: has more than {MOST_ITERATIONS} gradient copies")
 
     @property
     def elements(self) -> int:
@@ -82,6 +87,8 @@ class Dep(Value, frozen=True, array_like=True):
     def __post_init__(self) -> None:
         if self.lag < 0:
             raise ScheduleError(f"dependency on {self.op!r}: lag {self.lag} points into the future")
+        if self.lag > MOST_ITERATIONS:
+            raise ScheduleError(f"dependency on {self.op!r}: lag is more than {MOST_ITERATIONS} iterations")
 
 
 class Forward(Value, frozen=True, kw_only=True, tag="forward", tag_field="kind"):
@@ -147,6 +154,8 @@ class Op(Value, frozen=True, kw_only=True):
             raise ScheduleError(f"{where}: a name has 1 to 200 characters and none of | ; , [ ]")
         if not 0 <= self.phase < self.every:
             raise ScheduleError(f"{where}: phase {self.phase} must be from 0 up to every = {self.every}")
+        if self.every > MOST_ITERATIONS:
+            raise ScheduleError(f"{where}: runs once in more than {MOST_ITERATIONS} iterations")
         match self.work:
             case Forward() | Backward():
                 right: tuple[Lane, ...] = ("compute",)

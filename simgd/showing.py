@@ -34,6 +34,8 @@ def find(name: str) -> tuple[Shown, ...]:
     if catalogue.is_file(name):
         return (_read(name),)
     base = name.partition(":")[0]
+    if any(base == known.partition(":")[0] for known in NAMES) and ":" not in name:
+        return (_described(name),)
     if base in catalogue.names("workload"):
         return (catalogue.workload(base),)
     if base in catalogue.names("cluster"):
@@ -52,9 +54,7 @@ def find(name: str) -> tuple[Shown, ...]:
 def _described(name: str) -> str:
     family = name.partition(":")[0]
     lines = [f"{known}: {text}" for known, text in NAMES.items() if known.partition(":")[0] == family]
-    return "\n".join(
-        [*lines, f"`simgd schedule {name} --workload W --out S.json` writes it, `simgd show S.json` its ops"]
-    )
+    return "\n".join([*lines, "`simgd schedule NAME --workload W --out S.json` writes one, `simgd show` its ops"])
 
 
 def _read(name: str) -> Shown:

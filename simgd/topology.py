@@ -13,6 +13,9 @@ from simgd.units import Bytes, FlopRate, Rate, Seconds
 
 VertexKind = Literal["device", "nvswitch", "pcie_switch", "socket", "nic", "switch"]
 
+#: More devices, or ranks, than this are a slip of the pen, and every rank has a place in memory.
+MOST_DEVICES = 2**20
+
 LinkKind = Literal["nvlink", "pcie", "socket", "infiniband", "ethernet", "memory"]
 
 
@@ -91,6 +94,9 @@ class Cluster(Document, frozen=True, kw_only=True, tag="simgd cluster"):
         check_positive(ClusterError, where, nodes=self.nodes)
         if not self.devices:
             raise ClusterError(f"{where}: has no vertex of kind 'device'")
+        if self.size > MOST_DEVICES:
+            there = f"{self.nodes} nodes of {len(self.devices)} devices"
+            raise ClusterError(f"{where}: has {there}; at most {MOST_DEVICES} devices can be predicted")
         seen: list[str] = []
         for link in self.links:
             for end in link.ends:

@@ -149,18 +149,30 @@ def _read(value: str | float, factors: "dict[str, Fraction] | dict[str, int]", w
         plain = float(match[1].replace("_", ""))
         if not math.isfinite(plain):
             raise UnitError(f"{value!r} is not {what}; {advice}")
-        found = float(Fraction(repr(plain)) * factors[match[2]]) if abs(plain) > 1e-300 else plain
+        found = _float(Fraction(repr(plain)) * factors[match[2]]) if abs(plain) > 1e-300 else plain
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
-        found = float(value)
+        found = _float(value)
     else:
         raise UnitError(f"{value!r} is not {what}; {advice}")
     if not math.isfinite(found) or found < 0:
-        raise UnitError(f"{value!r} is not {what} of 0 or more; {advice}")
+        raise UnitError(f"{str(value)[:40]!r} is not {what} of 0 or more; {advice}")
     return found
 
 
+def _float(value: "Fraction | float") -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
 def picoseconds(value_s: float) -> int:
-    """Return *value_s* on the simulator's clock, which counts whole picoseconds."""
+    """Return *value_s* on the simulator's clock, which counts whole picoseconds.
+
+    Raises UnitError if that is no number.
+    """
+    if not math.isfinite(value_s * PS_PER_S):
+        raise UnitError(f"a cost of {value_s} s is more than any clock counts")
     return round(value_s * PS_PER_S)
 
 

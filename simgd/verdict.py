@@ -19,6 +19,8 @@ SAME = 0.005
 _LEAST, _MOST = 1 / 8, 8.0
 _NARROW = 1.05
 
+_LINKS = {"nvlink": "NVLink", "pcie": "PCIe link"}
+
 
 def verdict(
     predictions: Sequence[Prediction],
@@ -33,14 +35,17 @@ def verdict(
     parts = []
     exact = min((row for row in rows if row.staleness == 0), key=lambda row: row.iteration_s, default=None)
     if exact is not None:
-        parts.append(f"same result: {exact.schedule}, {_over(exact.speedup_over_baseline, base)}")
+        itself = exact.schedule == base
+        parts.append(
+            f"same result: {exact.schedule}" + ("" if itself else f", {_over(exact.speedup_over_baseline, base)}")
+        )
     for staleness in sorted({row.staleness for row in rows} - {0}):
         best = min((row for row in rows if row.staleness == staleness), key=lambda row: row.iteration_s)
         gain = exact.iteration_s / best.iteration_s if exact is not None else best.speedup_over_baseline
         text = f"staleness {staleness}: {best.schedule}, {_over(best.speedup_over_baseline, base)}"
         if exact is not None:
-            text += f", {gain:.2f}x over {exact.schedule}: " + (
-                f"worth it if it needs fewer than {gain:.2f}x the iterations" if gain > 1 + SAME else "not worth it"
+            text += ("" if exact.schedule == base else f", {_over(gain, exact.schedule)}") + (
+                f": worth it if it needs fewer than {gain:.2f}x the iterations" if gain > 1 + SAME else ": not worth it"
             )
         parts.append(text)
     parts.append(_crossing(rows, machine, job, schedules))
@@ -89,4 +94,4 @@ def _rate(machine: Machine, kind: str, factor: float) -> str:
     if interconnect is not None and kind == interconnect.kind:
         return f"{8e-9 * interconnect.bandwidth * factor:.0f} Gb/s per NIC"
     rates = [float(link.bandwidth) for link in machine.cluster.links if link.kind == kind]
-    return f"{show_rate(max(rates, default=0.0) * factor)} per {kind} link"
+    return f"{show_rate(max(rates, default=0.0) * factor)} per {_LINKS.get(kind, f'{kind} link')}"

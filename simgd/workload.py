@@ -20,7 +20,7 @@ from math import prod
 import msgspec
 
 from simgd.errors import WorkloadError
-from simgd.files import Document, Value, check_distinct, check_not_negative, check_positive
+from simgd.files import LARGEST, Document, Value, check_distinct, check_not_negative, check_positive
 
 Scalar = str | int | float | bool
 
@@ -44,8 +44,8 @@ class Amount(Value, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         # A single coefficient may be negative (a fit through exact counts can need it); the amount may not be.
         for name in self.__struct_fields__:
-            if not abs(getattr(self, name)) < float("inf"):
-                raise WorkloadError(f"{name} is {getattr(self, name)}; it must be a finite number")
+            if not abs(getattr(self, name)) <= LARGEST:
+                raise WorkloadError(f"{name} is {getattr(self, name)}; it must be a number up to {LARGEST}")
 
     def at(self, batch: float, tokens: float = 0.0) -> float:
         """Return the amount for *batch* samples of *tokens* tokens each."""
@@ -149,6 +149,23 @@ class Workload(Document, frozen=True, kw_only=True, tag="simgd workload"):
             raise WorkloadError(f"{where}: has no parameters")
         if self.backward_order and sorted(self.backward_order) != sorted(layer.name for layer in self.layers):
             raise WorkloadError(f"{where}: backward_order must name every layer once")
+        for layer in self.layers:
+            self.check_amounts(layer, self.batch, self.tokens)
+
+    def check_amounts(self, layer: Layer, batch: int, tokens: int) -> None:
+        """Raise WorkloadError if *layer* has less than no work: a fit that was stretched too far."""
+        amounts = {"kept": layer.kept}
+        for direction, work in (("forward", layer.forward), ("backward", layer.backward)):
+            if work is not None:
+                amounts |= {f"{direction}.{name}": getattr(work, name) for name in ("flops", "matrix_bytes", "bytes")}
+        for name, amount in amounts.items():
+            found = amount.at(batch, tokens)
+            if found < 0:
+                size = f"{batch} samples" + (f" of {tokens} tokens" if tokens else "")
+                raise WorkloadError(
+                    f"workload {self.name!r}: layer {layer.name!r}: {name} is {found:.4g} for {size}; it must be 0 or "
+                    "more"
+                )
 
     @property
     def parameters(self) -> int:
