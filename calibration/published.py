@@ -497,7 +497,9 @@ def gpu_profile(made: _Gpu, cluster: Cluster) -> Profile:
         execution=Execution(
             origin="assumed",
             uncertainty=0.25,
-            source="NCCL's calls return at once and wait on the device; the training loop reads the loss each step",
+            update_on_compute=True,
+            source="NCCL's calls return at once and wait on the device; the training loop reads the loss each step; an "
+            "update would share the device's memory with a pass beside it, so it is put on the compute lane",
         ),
         jitter=Jitter(
             iteration_sigma=0.01,

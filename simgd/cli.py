@@ -58,7 +58,7 @@ def predict(
     ] = "bucketed:25MiB",
     profile: Profiles = None,
     seed: Annotated[
-        int | None, typer.Option(help="draw the profile's noise with this seed and simulate it, instead of a closed form")
+        int | None, typer.Option(help="draw the profile's noise with this seed and simulate it (slower)")
     ] = None,
     json: AsJson = False,
     trace: Annotated[Path | None, typer.Option(help="write a timeline for Perfetto")] = None,

@@ -53,7 +53,7 @@ class Explanation(Value, frozen=True, kw_only=True, omit_defaults=False):
 
 def explain(study: Studied) -> Explanation:
     """Return what binds *study*, and the period with each link kind, the device and the host 10 % better."""
-    cycle = study.critical_cycle()
+    cycle = study.graph().critical_cycle()
     bound = float(cycle.period_ps) / units.PS_PER_S
     cluster = study.prices.cluster
     kinds = dict.fromkeys(link.kind for link in cluster.links)

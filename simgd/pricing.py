@@ -23,7 +23,9 @@ Part = Literal["forward", "backward", "update", "communication", "host", "interf
 
 WIRE_BYTES = {"float32": 4, "bfloat16": 2}
 
-_DEFAULT_EXECUTION = Execution(origin="assumed", source="no entry in the profile: streams of one GPU, waits on device")
+_DEFAULT_EXECUTION = Execution(
+    origin="assumed", source="no entry in the profile: streams of one GPU, waits on the device", update_on_compute=True
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,14 +54,15 @@ class Priced:
     path: str
     uncertainty: Mapping[str, tuple[float, float]]
 
-    def swayed(self, sway: float) -> Timing:
-        """Return the costs, without interference, moved together by *sway*: -1 and 1 are the ends of their 90 %
-        intervals."""
+    def swayed(self, local: float, communication: float) -> Timing:
+        """Return the costs, without interference, with local ones and those of collectives moved by so much: -1 and 1
+        are the ends of their 90 % intervals."""
         ops = {}
         for name, time in self.timing.ops.items():
             issue, run = self.uncertainty[name]
+            sway = communication if time.use else local
             ops[name] = OpTime(
-                issue_ps=round(time.issue_ps * (1 + sway * issue)), run_ps=round(time.run_ps * (1 + sway * run))
+                issue_ps=round(time.issue_ps * (1 + local * issue)), run_ps=round(time.run_ps * (1 + sway * run))
             )
         return replace(self.timing, ops=ops)
 
@@ -141,6 +144,7 @@ class Prices:
         timing = Timing(
             ops=times,
             merged=self.execution.merged,
+            update_on_compute=self.execution.update_on_compute,
             wait_blocks_host=self.execution.wait_blocks_host,
             in_flight=self.execution.in_flight,
             run_ahead=self.execution.run_ahead,

@@ -61,7 +61,9 @@ class StepTime(Entry, frozen=True, kw_only=True):
     tokens: int = 0
 
     def _check(self) -> None:
-        check_positive(ProfileError, f"step of {self.workload!r}", batch=self.batch, seconds=self.seconds)
+        where = f"step of {self.workload!r}"
+        check_positive(ProfileError, where, batch=self.batch, seconds=self.seconds)
+        check_not_negative(ProfileError, where, tokens=self.tokens)
 
     @property
     def key(self) -> tuple[object, ...]:  # noqa: D102
@@ -80,7 +82,8 @@ class LayerTimes(Entry, frozen=True, kw_only=True):
 
     def _check(self) -> None:
         where = f"{self.direction} times of {self.workload!r}"
-        check_not_negative(ProfileError, where, batch=self.batch, **self.seconds)
+        check_not_negative(ProfileError, where, batch=self.batch, tokens=self.tokens)
+        check_not_negative(ProfileError, where, **self.seconds)
         if not self.seconds:
             raise ProfileError(f"{where}: no layer has a time")
 
@@ -218,6 +221,15 @@ class Protocol(Value, frozen=True, kw_only=True):
     efficiency: float
     cap_bytes_per_s: float | None = None
 
+    def __post_init__(self) -> None:
+        where = f"protocol {self.name!r}"
+        hops = {f"hop_us.{kind}.{place}": us for kind, both in self.hop_us.items() for place, us in enumerate(both)}
+        latencies = {"base_ring_us": self.base_ring_us, "base_tree_us": self.base_tree_us} | hops
+        check_not_negative(ProfileError, where, **latencies)
+        check_positive(ProfileError, where, efficiency=self.efficiency)
+        if self.cap_bytes_per_s is not None:
+            check_positive(ProfileError, where, cap_bytes_per_s=self.cap_bytes_per_s)
+
 
 class Library(Entry, frozen=True, kw_only=True):
     """The communication library: which algorithms it has, and the constants of its own cost model.
@@ -229,6 +241,9 @@ class Library(Entry, frozen=True, kw_only=True):
     name: Literal["nccl", "mpi"]
     protocols: tuple[Protocol, ...] = ()
     reduce_bytes_per_s: float = 0.0
+
+    def _check(self) -> None:
+        check_not_negative(ProfileError, f"library {self.name!r}", reduce_bytes_per_s=self.reduce_bytes_per_s)
 
 
 class Interference(Entry, frozen=True, kw_only=True):
@@ -256,14 +271,16 @@ class Interference(Entry, frozen=True, kw_only=True):
 class Execution(Entry, frozen=True, kw_only=True):
     """How the software runs a schedule.
 
-    `merged` says that host, compute and update are one lane (a CPU rank); `wait_blocks_host` that an op which needs a
-    finished collective makes the host wait (MPI, gloo) instead of the device (NCCL); `in_flight` how many collectives
-    run at once; `run_ahead` how many iterations the host may be ahead of the compute lane; `progress` the share of its
-    speed that a collective keeps while the rank computes (1: a NIC or a GPU moves the data; less: the library needs
-    the CPU).
+    `merged` says that host, compute and update are one lane (a CPU rank); `update_on_compute` that updates run on the
+    compute lane, in list order (a GPU, whose memory a pass and an update would share); `wait_blocks_host` that an op
+    which needs a finished collective makes the host wait (MPI, gloo) instead of the device (NCCL); `in_flight` how
+    many collectives run at once; `run_ahead` how many iterations the host may be ahead of the compute lane; `progress`
+    the share of its speed that a collective keeps while the rank computes (1: a NIC or a GPU moves the data; less: the
+    library needs the CPU).
     """
 
     merged: bool = False
+    update_on_compute: bool = False
     wait_blocks_host: bool = False
     in_flight: int = 1
     run_ahead: int = 1
@@ -271,8 +288,8 @@ class Execution(Entry, frozen=True, kw_only=True):
 
     def _check(self) -> None:
         check_positive(ProfileError, "execution", in_flight=self.in_flight, run_ahead=self.run_ahead)
-        if not 0 < self.progress <= 1:
-            raise ProfileError(f"execution: progress is {self.progress}; it must be above 0 and at most 1")
+        if not 0.01 <= self.progress <= 1:
+            raise ProfileError(f"execution: progress is {self.progress}; it must be from 0.01 to 1")
 
 
 class Jitter(Entry, frozen=True, kw_only=True):
@@ -283,7 +300,9 @@ class Jitter(Entry, frozen=True, kw_only=True):
     rank_sigma: float = 0.0
 
     def _check(self) -> None:
-        check_not_negative(ProfileError, "jitter", iteration_sigma=self.iteration_sigma, rank_sigma=self.rank_sigma)
+        for name in ("iteration_sigma", "rank_sigma"):
+            if not 0 <= getattr(self, name) <= 3:
+                raise ProfileError(f"jitter: {name} is {getattr(self, name)}; it must be from 0 to 3")
 
 
 class MemoryOverhead(Entry, frozen=True, kw_only=True):

@@ -4,8 +4,8 @@ Model
     - The host issues the ops of an iteration one after the other, in list order; a lane starts an op when it is
       issued, the op before it on the lane has ended, and its dependencies have. Issuing iteration i + run_ahead
       starts when the last op of iteration i on the compute lane has ended.
-    - On a merged rank (a CPU) the host runs compute and updates itself. Where waits block the host, it does not issue
-      an op that needs a collective before that has ended.
+    - On a merged rank (a CPU) the host runs compute and updates itself; on a GPU updates may run on the compute lane.
+      Where waits block the host, it does not issue an op that needs a collective before that has ended.
     - A collective holds a rank's lane from that rank's start; data move from the last rank's start, and it ends on all
       ranks together. Its latency claims no bandwidth; then, with several in flight, they share resources fairly.
     - While data move, local ops run `slowed` times slower, and the data move slower by the largest `slows` of the
@@ -80,8 +80,7 @@ class Program:
         self.every = [op.every for op in ops]
         self.phase = [op.phase for op in ops]
         self.static = all(every == 1 for every in self.every)
-        local = ("compute", "update")
-        self.lane = ["host" if timing.merged and op.lane in local else op.lane for op in ops]
+        self.lane = [timing.lane_of(op.lane) for op in ops]
         self.collective = [isinstance(op.work, Communicate) for op in ops]
 
         def numbered(deps: Sequence[Dep]) -> list[tuple[int, int]]:
@@ -605,7 +604,7 @@ def _trace(machine: _Machine, workload: str, cluster: str) -> Trace:
         for rank in machine.ranks
         for lane, k, iteration, start, end in rank.rows
     ]
-    columns = [list(column) for column in zip(*rows, strict=True)]
+    columns = [list(column) for column in zip(*rows, strict=True)] or [[] for _ in range(6)]
     return Trace(
         origin="simulated",
         schedule=program.schedule.name,

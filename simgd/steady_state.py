@@ -18,7 +18,7 @@ Known not to hold
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from simgd.errors import ScheduleError
 from simgd.schedule import Communicate, Dep, Op, Schedule, Update, waits_for
@@ -74,15 +74,14 @@ class EventGraph:
             if isinstance(op.work, Update)
         }
 
-    def longest_paths(self, iterations: int, costs: Sequence[Sequence[Any]] | None = None) -> list[list[Any]]:
+    def longest_paths(self, iterations: int) -> list[list[int | None]]:
         """Return ``ends[iteration][node]`` of the first *iterations*, from a cold start, in picoseconds.
 
-        *costs* replaces the nodes' costs, by iteration and node; numbers may be numpy arrays over ranks, and then a
-        collective must be given as the function of its start that all ranks share (see `simgd.ensemble`).
+        An end is None where the op does not run in that iteration.
         """
-        ends: list[list[Any]] = []
+        ends: list[list[int | None]] = []
         for iteration in range(iterations):
-            row: list[Any] = []
+            row: list[int | None] = []
             ends.append(row)
             for place, node in enumerate(self.nodes):
                 if not self._exists(node, iteration):
@@ -94,15 +93,14 @@ class EventGraph:
                     if end is not None and end > start:
                         start = end
                 skipped = iteration < self._age.get(node.op, 0)
-                cost = costs[iteration][place] if costs is not None else node.cost_ps
-                row.append(start if skipped else start + cost)
+                row.append(start if skipped else start + node.cost_ps)
         return ends
 
     def _exists(self, node: Node, iteration: int) -> bool:
         every, phase = self._rare.get(node.op, (1, 0))
         return iteration % every == phase
 
-    def _end(self, ends: list[list[Any]], place: int, iteration: int) -> Any:
+    def _end(self, ends: list[list[int | None]], place: int, iteration: int) -> int | None:
         """Return the end of the latest instance at or before *iteration*; None before the first."""
         every, phase = self._rare.get(self.nodes[place].op, (1, 0))
         iteration -= (iteration - phase) % every
@@ -112,10 +110,10 @@ class EventGraph:
         """Return the end of every op of the first *iterations*, by op and iteration."""
         ends = self.longest_paths(iterations)
         return {
-            (op, iteration): ends[iteration][place]
+            (op, iteration): end
             for iteration in range(iterations)
             for op, place in self.end.items()
-            if ends[iteration][place] is not None
+            if (end := ends[iteration][place]) is not None
         }
 
     def period_with(self, timing: Timing, near: Cycle) -> Fraction:
@@ -198,7 +196,8 @@ def _graph(schedule: Schedule, derived: Derived, timing: Timing) -> tuple[list[N
     ops = schedule.ops
     issue = {op.name: 2 * place for place, op in enumerate(ops)}
     end = {op.name: 2 * place + 1 for place, op in enumerate(ops)}
-    by_host = {op.name for op in ops if op.lane == "host" or (timing.merged and op.lane in ("compute", "update"))}
+    lanes = {op.name: timing.lane_of(op.lane) for op in ops}
+    by_host = {name for name, lane in lanes.items() if lane == "host"}
     collectives = {op.name for op in ops if isinstance(op.work, Communicate)}
     last_compute = [op.name for op in ops if op.lane == "compute"][-1]
 
@@ -208,7 +207,7 @@ def _graph(schedule: Schedule, derived: Derived, timing: Timing) -> tuple[list[N
     def chain_end(op: Op) -> int:
         return end[op.name] if op.name in by_host else issue[op.name]
 
-    lane_last = {op.lane: op.name for op in ops}
+    lane_last = {lane: name for name, lane in lanes.items()}
     lane_before: dict[str, str] = {}
     nodes: list[Node] = []
     for place, op in enumerate(ops):
@@ -223,7 +222,7 @@ def _graph(schedule: Schedule, derived: Derived, timing: Timing) -> tuple[list[N
         nodes.append(Node(op=op.name, issue=True, cost_ps=time.issue_ps, before=tuple(before)))
         before = [(issue[op.name], 0), *ends(deps)]
         if op.name not in by_host:
-            lane = op.lane
+            lane = lanes[op.name]
             before.append((end[lane_before[lane]], 0) if lane in lane_before else (end[lane_last[lane]], 1))
             lane_before[lane] = op.name
         nodes.append(Node(op=op.name, issue=False, cost_ps=time.run_ps, before=tuple(before)))

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
+from simgd.schedule import Lane
+
 ONE = Fraction(1)
 
 
@@ -34,9 +36,16 @@ class Timing:
 
     ops: Mapping[str, OpTime]
     merged: bool = False
+    update_on_compute: bool = False
     wait_blocks_host: bool = False
     in_flight: int = 1
     run_ahead: int = 1
+
+    def lane_of(self, lane: Lane) -> Lane:
+        """Return the lane on which the software runs what a schedule puts on *lane*."""
+        if self.merged and lane in ("compute", "update"):
+            return "host"
+        return "compute" if self.update_on_compute and lane == "update" else lane
 
     @property
     def interferes(self) -> bool:

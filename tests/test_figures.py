@@ -97,11 +97,10 @@ def test_the_ideal_line_is_the_number_of_ranks(predictions, traces):
     assert list(ideal.get_xdata()) == list(ideal.get_ydata()) == [1, 2, 4, 8]
 
 
-def test_the_band_holds_ninety_percent_of_iterations_over_the_same_single_device(predictions):
+def test_the_band_holds_ninety_percent_of_speed_ups_over_one_device(predictions):
     last = predictions[-1]
-    # speed-up = ranks * batch / time / rate of one device: it goes as 1 / time
-    rate = last.speedup_over_one * last.iteration_s
-    assert curves.interval(last) == (rate / last.iteration_high_s, rate / last.iteration_low_s)
+    assert curves.interval(last) == (last.speedup_over_one_low, last.speedup_over_one_high)
+    assert last.speedup_over_one_low < last.speedup_over_one < last.speedup_over_one_high <= 1.01 * last.ranks
     over_one = figures.speedups_figure(predictions, []).axes[0]
     bands = [band for band in over_one.collections if band.get_label() != curves.BAND]
     assert len(bands) == len(SCHEDULES)

@@ -1,9 +1,9 @@
 """Draws speed-ups: over one device and over the baseline, against ranks; bars where there is one number of ranks.
 
 Model
-    The band of a schedule is its 90 % interval of one iteration, over the rate of one device as predicted. Costs of
-    one machine are wrong together, so the intervals of two schedules say little about which is faster; the panel
-    beside it, of ratios on equal costs, does.
+    The band of a schedule is the 90 % interval of its speed-up over one device. Costs of one machine are wrong
+    together, so the bands of two schedules say little about which is faster; the panel beside it, of ratios on equal
+    costs, does.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from simgd.predict import Prediction
 
 IDEAL = "ideal"
 
-BAND = "90 % of iterations"
+BAND = "90 % interval"
 
 #: From this ratio of most to fewest ranks on, both axes are logarithmic.
 _WIDE = 16
@@ -35,10 +35,7 @@ def ranks_of(predictions: Sequence[Prediction]) -> list[int]:
 
 def interval(each: Prediction) -> tuple[float, float]:
     """Return the low and the high end of the speed-up over one device."""
-    return (
-        each.speedup_over_one * each.iteration_s / each.iteration_high_s,
-        each.speedup_over_one * each.iteration_s / each.iteration_low_s,
-    )
+    return each.speedup_over_one_low, each.speedup_over_one_high
 
 
 def draw(over_one: Axes, over_baseline: Axes, predictions: Sequence[Prediction]) -> None:
