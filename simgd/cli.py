@@ -58,7 +58,7 @@ def predict(
     ] = "bucketed:25MiB",
     profile: Profiles = None,
     seed: Annotated[
-        int | None, typer.Option(help="draw the profile's noise with this seed and simulate it (slower)")
+        int | None, typer.Option(min=0, help="draw the profile's noise with this seed and simulate it (slower)")
     ] = None,
     json: AsJson = False,
     trace: Annotated[Path | None, typer.Option(help="write a timeline for Perfetto")] = None,
@@ -324,6 +324,8 @@ def _machine(
         counts = (cluster.size,)
     if max(counts) > MOST_DEVICES:
         raise ProfileError(f"--ranks {max(counts)}: at most {MOST_DEVICES} ranks can be predicted")
+    if len(set(counts)) < len(counts):
+        raise ProfileError(f"--ranks {ranks}: names a number twice")
     for count in counts:
         fabrics.placement(cluster, count, chosen[:count] if chosen is not None else None)
     profile = catalogue.profile_for(on, cluster, profiles or [])
@@ -352,7 +354,7 @@ def _schedules(names: str | None) -> list[Any]:
 
     listed = [name.strip() for name in names.split(",")] if names is not None else list(DEFAULT_SCHEDULES)
     if len(set(listed)) < len(listed) or "" in listed:
-        raise ScheduleError(f"--schedules {names}: names a schedule twice, or none")
+        raise ScheduleError(f"--schedules {names!r}: names a schedule twice, or none between commas")
     chosen = [_schedule(name) for name in listed]
     called = [each if isinstance(each, str) else each.name for each in chosen]
     for name in called:

@@ -90,7 +90,9 @@ def parse(content: bytes, kind: type[T], *, where: str, toml: bool) -> T:
         raise FileError(f"{where}: is not text in UTF-8") from None
     except (tomllib.TOMLDecodeError, msgspec.DecodeError) as error:
         raise FileError(f"{where}: is not {'TOML' if toml else 'JSON'}: {_one_line(error)}") from None
-    except (RecursionError, ValueError, OverflowError) as error:
+    except RecursionError:
+        raise FileError(f"{where}: cannot be read: lists or tables in it are nested too deeply") from None
+    except (ValueError, OverflowError) as error:
         raise FileError(f"{where}: cannot be read: {_one_line(error)}") from None
     return convert(raw, kind, where=where)
 

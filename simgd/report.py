@@ -157,7 +157,7 @@ def explanation(found: Explanation) -> RenderableType:
     for change in found.changes:
         moves.add_row(change.resource, show_seconds(change.iteration_s), f"{100 * change.gain:.2f} %")
     head = (
-        f"{found.workload}, {found.schedule}, {found.ranks} ranks of {found.cluster}: "
+        f"{found.workload}, {found.schedule}, {_count(found.ranks, 'rank')} of {found.cluster}: "
         f"{show_seconds(found.iteration_s)} an iteration, at least {show_seconds(found.critical_cycle_s)} by the cycle "
         "ratio"
     )

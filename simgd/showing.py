@@ -47,7 +47,9 @@ def find(name: str) -> tuple[Shown, ...]:
         parse(name)
     except UnknownNameError:
         known = [*catalogue.names("workload"), *catalogue.names("cluster"), *NAMES]
-        raise unknown("name", name, known, "`simgd list` shows all") from None
+        raise unknown(
+            "name", name, known, "`simgd list workloads`, `clusters`, `schedules` or `profiles` shows what there is"
+        ) from None
     return (_described(name),)
 
 
