@@ -83,7 +83,7 @@ class EventGraph:
         for iteration in range(iterations):
             row: list[int | None] = []
             ends.append(row)
-            for place, node in enumerate(self.nodes):
+            for node in self.nodes:
                 if not self._exists(node, iteration):
                     row.append(None)
                     continue
