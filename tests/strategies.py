@@ -160,12 +160,14 @@ def ring(rng: Random) -> tuple[Schedule, Derived]:
 
     Where no lane is the slowest, the loop is: then the period is a fraction of its length.
     """
-    lanes: list[Lane] = ["copy_out", "comm", "copy_in", "update"][: rng.randint(2, 4)]
+    every: tuple[Lane, ...] = ("copy_out", "comm", "copy_in", "update")
+    lanes = every[: rng.randint(2, 4)]
     ops = [
         Op(name="o0", lane="compute", work=Forward(layers=("l0",)), after=(Dep(f"o{len(lanes)}", rng.randint(2, 3)),))
     ]
     for k, lane in enumerate(lanes, start=1):
-        work = Communicate(collective="all_reduce", bucket="b") if lane == "comm" else Update(bucket="b")
+        send = Communicate(collective="all_reduce", bucket="b")
+        work: Work = send if lane == "comm" else Update(bucket="b")
         ops.append(Op(name=f"o{k}", lane=lane, work=work, after=(Dep(f"o{k - 1}"),)))
     return loose(ops)
 
@@ -197,7 +199,8 @@ def graph(rng: Random, most: int = 7, *, rare: bool = False, stuck: bool = False
         work: Work
         match lane:
             case "compute":
-                work = rng.choice([Forward(layers=("l0",)), Backward(layers=("l0",)), Update(bucket="b")])
+                passes: list[Work] = [Forward(layers=("l0",)), Backward(layers=("l0",)), Update(bucket="b")]
+                work = rng.choice(passes)
             case "comm":
                 work = Communicate(collective="all_reduce", bucket="b")
             case "host":
