@@ -47,6 +47,12 @@ MOST_ITERATIONS = 1000
 _NAME = re.compile(r"[^\s|;,\[\]](?:[^|;,\[\]\n\r\t]{0,198}[^\s|;,\[\]])?")
 
 
+def check_name(what: str, name: str) -> None:
+    """Raise ScheduleError if the text form could not hold *name*."""
+    if not _NAME.fullmatch(name) or not name.isprintable():
+        raise ScheduleError(f"{what} {name[:60]!r}: a name has 1 to 200 printable characters and none of | ; , [ ]")
+
+
 class Slice(Value, frozen=True, array_like=True):
     """Elements `first` up to and without `last` of a tensor; written ``[tensor, first, last]``."""
 
@@ -55,6 +61,7 @@ class Slice(Value, frozen=True, array_like=True):
     last: int
 
     def __post_init__(self) -> None:
+        check_name("tensor", self.tensor)
         if not 0 <= self.first < self.last:
             raise ScheduleError(f"slice {self.tensor}[{self.first}:{self.last}] holds no elements")
 
@@ -67,6 +74,7 @@ class Bucket(Value, frozen=True, kw_only=True):
     copies: int = 1
 
     def __post_init__(self) -> None:
+        check_name("bucket", self.name)
         if not self.slices or self.copies < 1:
             raise ScheduleError(f"bucket {self.name!r}: needs at least one slice and one gradient copy")
         if self.copies > MOST_ITERATIONS:
@@ -150,14 +158,15 @@ class Op(Value, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         where = f"op {self.name!r}"
-        if not _NAME.fullmatch(self.name):
-            raise ScheduleError(f"{where}: a name has 1 to 200 characters and none of | ; , [ ]")
+        check_name("op", self.name)
         if not 0 <= self.phase < self.every:
             raise ScheduleError(f"{where}: phase {self.phase} must be from 0 up to every = {self.every}")
         if self.every > MOST_ITERATIONS:
             raise ScheduleError(f"{where}: runs once in more than {MOST_ITERATIONS} iterations")
         match self.work:
-            case Forward() | Backward():
+            case Forward(layers=layers) | Backward(layers=layers):
+                for layer in layers:
+                    check_name("layer", layer)
                 right: tuple[Lane, ...] = ("compute",)
             case Communicate():
                 right = ("comm",)
@@ -181,6 +190,8 @@ class Schedule(Document, frozen=True, kw_only=True, tag="simgd schedule"):
         where = f"schedule {self.name!r}"
         if list(self.roles) != [ROLE]:
             raise ScheduleError(f"{where}: has roles {', '.join(self.roles) or 'none'}; the only role is {ROLE!r}")
+        check_name("workload", self.workload)
+        check_name("schedule", self.name)
         check_distinct(ScheduleError, where, "bucket", [bucket.name for bucket in self.buckets])
         check_distinct(ScheduleError, where, "op", [op.name for op in self.ops])
         if not any(op.lane == "compute" for op in self.ops):
@@ -381,7 +392,7 @@ def from_text(text: str, *, where: str = "text") -> Schedule:
     buckets: list[object] = []
     ops: list[object] | None = None
     roles: dict[str, list[object]] = {}
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         cells = [cell.strip() for cell in line.split("|")]
         try:
             if line.startswith("schedule ") and len(cells) == 2:

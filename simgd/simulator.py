@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 import simpy
 
 from simgd.errors import ScheduleError
-from simgd.schedule import Communicate, Dep, Schedule, Update, waits_for
+from simgd.schedule import Communicate, Dep, Schedule, waits_for
 from simgd.sharing import fair_rates
 from simgd.soundness import Derived
 from simgd.timing import ONE, Timing
@@ -88,12 +88,7 @@ class Program:
 
         self.deps = [numbered((*derived.dependencies[op.name], *waits_for(op.work))) for op in ops]
         # An update is skipped while the gradient that it would apply does not exist.
-        self.age = [
-            max((lag for dep, lag in self.deps[k] if self.collective[dep]), default=0)
-            if isinstance(op.work, Update)
-            else 0
-            for k, op in enumerate(ops)
-        ]
+        self.age = [derived.ages.get(op.name, 0) for op in ops]
         self.owed = max(self.age)
         # What the host waits for before it issues an op
         self.blocks = [
@@ -102,7 +97,10 @@ class Program:
             else []
             for k in range(self.size)
         ]
-        self.last_compute = max(k for k, op in enumerate(ops) if op.lane == "compute")
+        compute = [k for k, op in enumerate(ops) if op.lane == "compute"]
+        # The last that runs in every iteration counts iterations; the host waits for what comes behind it, too.
+        self.last_compute = max((k for k in compute if self.every[k] == 1), default=compute[-1])
+        self.gate = [(k, timing.run_ahead) for k in reversed(compute) if k >= self.last_compute]
         times = [timing.ops[op.name] for op in ops]
         self.issue = [time.issue_ps for time in times]
         self.run = [time.run_ps for time in times]
@@ -206,7 +204,7 @@ class _Rank:
         env, program = machine.env, machine.program
         now = 0
         for iteration in range(machine.iterations + program.owed):
-            for event in self.ready([(program.last_compute, program.timing.run_ahead)], iteration):
+            for event in self.ready(program.gate, iteration):
                 self.publish()
                 yield event
             now = max(now, env.now)
@@ -494,7 +492,7 @@ class _Machine:
     def state(self, iteration: int) -> tuple[object, ...]:
         """Return everything that decides the future, relative to now and to *iteration*."""
         now, base = self.env.now, iteration * self.program.size
-        found: list[object] = [tuple(k for k in self.moving)]
+        found: list[object] = [iteration % math.lcm(*self.program.every), tuple(k for k in self.moving)]
         for rank in self.ranks:
             found.append(tuple(place - base for place in rank.place.values()))
             found.append(tuple((lane, due - now) for lane, due in sorted(rank.due.items())))

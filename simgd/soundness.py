@@ -24,6 +24,7 @@ from simgd.schedule import (
     Schedule,
     Touched,
     Update,
+    Wait,
     accesses,
     data_lag,
     dependencies,
@@ -34,10 +35,11 @@ from simgd.workload import Workload
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Derived:
-    """What follows from a schedule: every dependency, the derived ones included, and the staleness of each bucket
-    that is updated."""
+    """What follows from a schedule: every dependency, the derived ones included, and by update how many iterations
+    old the gradient is that it applies; `staleness` says the same by bucket."""
 
     dependencies: dict[str, tuple[Dep, ...]]
+    ages: dict[str, int]
     staleness: dict[str, int]
 
 
@@ -55,10 +57,13 @@ def derive(schedule: Schedule, workload: Workload) -> Derived:
         )
     _check_passes(schedule, workload)
     _check_cover(schedule, workload)
+    _check_alike(schedule)
     touched = accesses(schedule, workload)
     deps = dependencies(schedule, touched)
     order = dry_run(schedule, deps)
-    return Derived(dependencies=deps, staleness=_staleness(schedule, touched, Order(schedule, deps, order)))
+    ages = _ages(schedule, touched, Order(schedule, deps, order))
+    buckets = {op.name: op.work.bucket for op in schedule.ops if isinstance(op.work, Update)}
+    return Derived(dependencies=deps, ages=ages, staleness={buckets[name]: age for name, age in ages.items()})
 
 
 def _check_passes(schedule: Schedule, workload: Workload) -> None:
@@ -70,6 +75,24 @@ def _check_passes(schedule: Schedule, workload: Workload) -> None:
                     f"schedule {schedule.name!r}: {kind.__name__.lower()} of layer {layer.name!r} stands "
                     f"{passes.count(layer.name)} times; it must stand once"
                 )
+
+
+def _check_alike(schedule: Schedule) -> None:
+    """Ranks stay alike only if each applies, in every iteration, a gradient that all have summed."""
+    where = f"schedule {schedule.name!r}"
+    for op in schedule.ops:
+        if op.every > 1 and not isinstance(op.work, Wait):
+            raise ScheduleError(f"{where}: op {op.name!r} runs every {op.every} iterations; ranks would drift apart")
+    sent = {(op.work.collective, op.work.value) for op in schedule.ops if isinstance(op.work, Communicate)}
+    parts = {op.work.part for op in schedule.ops if isinstance(op.work, Update)}
+    whole = ("all_reduce", "gradient") in sent or {("reduce_scatter", "gradient"), ("all_gather", "gradient")} <= sent
+    shared = {("reduce_scatter", "gradient"), ("all_gather", "weight")} <= sent
+    if not (whole and parts == {"all"}) and not (shared and parts == {"mine"}):
+        done = ", ".join(f"{collective} of {value}s" for collective, value in sorted(sent)) or "no collective"
+        raise ScheduleError(
+            f"{where}: {done} with updates of {' and '.join(sorted(parts)) or 'nothing'}: ranks would drift apart; "
+            "gradients are all-reduced and every rank applies all, or reduce-scattered and the weights gathered"
+        )
 
 
 def _check_cover(schedule: Schedule, workload: Workload) -> None:
@@ -199,8 +222,8 @@ def _edges(schedule: Schedule, deps: dict[str, tuple[Dep, ...]]) -> Iterator[lis
         yield found
 
 
-def _staleness(schedule: Schedule, touched: Touched, order: Order) -> dict[str, int]:
-    """Return, for each bucket that is updated, how many iterations old the gradient is that an update applies.
+def _ages(schedule: Schedule, touched: Touched, order: Order) -> dict[str, int]:
+    """Return, for each update, how many iterations old the gradient is that it applies: its staleness.
 
     An update that applies the gradient of k iterations ago, with weights that every pass reads right after the update
     before it, is stale by k. Raises ScheduleError where a pass could read weights while an update writes them, or
@@ -210,8 +233,8 @@ def _staleness(schedule: Schedule, touched: Touched, order: Order) -> dict[str, 
     found: dict[str, int] = {}
     for op in schedule.ops:
         match op.work:
-            case Update(bucket=bucket):
-                found[bucket] = races.update_lag(op)
+            case Update():
+                found[op.name] = races.update_lag(op)
                 races.check_weights(op)
             case Communicate() | Map():
                 races.check_complete(op)
@@ -250,14 +273,21 @@ class _Races:
             )
 
     def update_lag(self, update: Op) -> int:
-        """Return the age of the gradients that *update* applies, each reduced before."""
-        lags = [0]
+        """Return the age of the gradients that *update* applies, each reduced before, all equally old."""
+        lags: dict[str, int] = {}
         for access in self._touched[update.name][0]:
             lag = data_lag(update, access, self._touched)
             for name in self._in_place.get(access, self._fill.get(access, [])):
                 self._demand(access, name, update.name, lag)
-            lags.append(lag)
-        return max(lags)
+            lags[access.bucket] = lag
+        first = next(iter(lags))
+        for bucket, lag in lags.items():
+            if lag != lags[first]:
+                raise ScheduleError(
+                    f"{self._where}: {update.name!r} applies the gradient of bucket {first!r} of {lags[first]} "
+                    f"iterations ago and that of bucket {bucket!r} of {lag}; one update applies gradients of one age"
+                )
+        return lags[first]
 
     def check_complete(self, op: Op) -> None:
         """Whoever sends or copies a gradient waits for all who make it."""

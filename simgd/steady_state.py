@@ -15,13 +15,14 @@ Known not to hold
     beyond (b).
 """
 
-from collections.abc import Iterable, Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import NamedTuple
 
 from simgd.errors import ScheduleError
-from simgd.schedule import Communicate, Dep, Op, Schedule, Update, waits_for
+from simgd.schedule import Communicate, Dep, Op, Schedule, waits_for
 from simgd.soundness import Derived
 from simgd.timing import Timing
 
@@ -67,12 +68,7 @@ class EventGraph:
         self._costs = [node.cost_ps for node in self.nodes]
         self._before = [node.before for node in self.nodes]
         self._rare = {op.name: (op.every, op.phase) for op in schedule.ops if op.every > 1}
-        collectives = {op.name for op in schedule.ops if isinstance(op.work, Communicate)}
-        self._age = {
-            op.name: max((dep.lag for dep in op.after if dep.op in collectives), default=0)
-            for op in schedule.ops
-            if isinstance(op.work, Update)
-        }
+        self._age = derived.ages
 
     def longest_paths(self, iterations: int) -> list[list[int | None]]:
         """Return ``ends[iteration][node]`` of the first *iterations*, from a cold start, in picoseconds.
@@ -197,9 +193,13 @@ def _graph(schedule: Schedule, derived: Derived, timing: Timing) -> tuple[list[N
     issue = {op.name: 2 * place for place, op in enumerate(ops)}
     end = {op.name: 2 * place + 1 for place, op in enumerate(ops)}
     lanes = {op.name: timing.lane_of(op.lane) for op in ops}
+    everywhere = list(range(len(ops)))
+    of_lane: dict[str, list[int]] = {}
+    for place, op in enumerate(ops):
+        of_lane.setdefault(lanes[op.name], []).append(place)
+    compute = [place for place, op in enumerate(ops) if op.lane == "compute"]
     by_host = {name for name, lane in lanes.items() if lane == "host"}
     collectives = {op.name for op in ops if isinstance(op.work, Communicate)}
-    last_compute = [op.name for op in ops if op.lane == "compute"][-1]
 
     def ends(deps: Iterable[Dep]) -> list[tuple[int, int]]:
         return [(end[dep.op], dep.lag) for dep in deps]
@@ -207,24 +207,34 @@ def _graph(schedule: Schedule, derived: Derived, timing: Timing) -> tuple[list[N
     def chain_end(op: Op) -> int:
         return end[op.name] if op.name in by_host else issue[op.name]
 
-    lane_last = {lane: name for name, lane in lanes.items()}
-    lane_before: dict[str, str] = {}
+    def behind(place: int, lag: int, chosen: Sequence[int]) -> Iterator[tuple[Op, int]]:
+        """Yield the ops at the *chosen* places before *place*, with their lag, back to one that runs every iteration.
+
+        Of those that do not, the latest instance may be long past: whichever of them ended last is the one before.
+        """
+        at = bisect_left(chosen, place)
+        for k in range(at - 1, at - 1 - len(chosen), -1):
+            op = ops[chosen[k]]
+            yield op, lag if k >= 0 else lag + 1
+            if op.every == 1:
+                return
+
+    # The ops that may be the first of an iteration wait until the host may run that far ahead.
+    first = next((place for place, op in enumerate(ops) if op.every == 1), len(ops))
     nodes: list[Node] = []
     for place, op in enumerate(ops):
         time = timing.ops[op.name]
         deps = (*derived.dependencies[op.name], *waits_for(op.work))
-        host_before = (chain_end(ops[place - 1]), 0) if place else (chain_end(ops[-1]), 1)
-        before = [host_before]
-        if place == 0:
-            before.append((end[last_compute], timing.run_ahead))
+        before = [(chain_end(other), lag) for other, lag in behind(place, 0, everywhere)]
+        if place <= first:
+            before += [(end[other.name], lag) for other, lag in behind(len(ops), timing.run_ahead, compute)]
         if timing.wait_blocks_host and op.name not in by_host:
             before += ends(dep for dep in deps if dep.op in collectives)
         nodes.append(Node(op=op.name, issue=True, cost_ps=time.issue_ps, before=tuple(before)))
         before = [(issue[op.name], 0), *ends(deps)]
         if op.name not in by_host:
-            lane = lanes[op.name]
-            before.append((end[lane_before[lane]], 0) if lane in lane_before else (end[lane_last[lane]], 1))
-            lane_before[lane] = op.name
+            same = behind(place, 0, of_lane[lanes[op.name]])
+            before += [(end[other.name], lag) for other, lag in same]
         nodes.append(Node(op=op.name, issue=False, cost_ps=time.run_ps, before=tuple(before)))
     return nodes, end
 

@@ -10,6 +10,7 @@ from random import Random
 from typing import TypeVar
 
 from hypothesis import strategies as st
+from oracle import delay_of
 
 from simgd import schedules
 from simgd.schedule import (
@@ -176,7 +177,8 @@ def loose(ops: Sequence[Op]) -> tuple[Schedule, Derived]:
     """Return the schedule of *ops* with the dependencies that they state, whether or not it trains anything."""
     bucket = Bucket(name="b", slices=(Slice("w0", 0, 1),))
     schedule = Schedule(name="loose", workload="small", buckets=(bucket,), roles={ROLE: tuple(ops)})
-    return schedule, Derived(dependencies={op.name: op.after for op in ops}, staleness={})
+    ages = {op.name: delay_of(op, schedule) for op in ops}
+    return schedule, Derived(dependencies={op.name: op.after for op in ops}, ages=ages, staleness={})
 
 
 def graph(rng: Random, most: int = 7, *, rare: bool = False, stuck: bool = False) -> tuple[Schedule, Derived]:

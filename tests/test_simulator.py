@@ -122,7 +122,6 @@ def test_what_gets_stuck_gets_stuck_in_the_simulator_the_oracle_and_the_graph_al
     assert stuck > 100
 
 
-@pytest.mark.xfail(strict=True, reason="the graph breaks its chains at an op that an iteration lacks")
 def test_ops_that_do_not_run_in_every_iteration_start_and_end_as_the_oracle_plays_them():
     for seed in range(500):
         rng = Random(seed)
@@ -533,7 +532,6 @@ def test_after_the_state_has_come_back_everything_repeats(found: Case, times: in
                 assert ends[0, op.name, i + cycle][1] - ends[0, op.name, i][1] == state.period_ps * cycle
 
 
-@pytest.mark.xfail(strict=True, reason="the simulator takes a lag on any collective for the update's delay")
 def test_an_update_that_only_waits_for_the_message_of_another_bucket_of_before_is_not_a_delayed_one():
     # update l1 applies this iteration's gradient of l1; that it also waits for message l0 of the iteration before
     # orders it and delays nothing: it is not skipped in iteration 0, and nothing is owed after the last.

@@ -193,7 +193,6 @@ def test_a_schedule_of_another_workload_is_refused():
     assert found == "is for workload 'other', found 'small'"
 
 
-@pytest.mark.xfail(strict=True, reason="an update of buckets of different ages loses the first gradients of the young")
 def test_an_update_of_gradients_of_different_ages_is_refused():
     # It is skipped in iteration 0, when the older gradient does not exist yet; the younger one is then never applied.
     refused(
@@ -205,7 +204,6 @@ def test_an_update_of_gradients_of_different_ages_is_refused():
     )
 
 
-@pytest.mark.xfail(strict=True, reason="nothing asks yet whether the gradient that is applied is the sum of all ranks")
 @pytest.mark.parametrize(
     ("old", "new"),
     [

@@ -171,7 +171,6 @@ def rare_first() -> Case:
     return schedule, derived, timed(schedule, {"update": 10, "forward": 5}, issue_ps=1)
 
 
-@pytest.mark.xfail(strict=True, reason="the graph breaks its chains at an op that an iteration lacks")
 def test_an_op_behind_one_that_the_iteration_lacks_still_comes_after_all_before_it():
     schedule, derived, costs = rare_first()
     # Issued and run in turn: update 1-11, forward 11-16; from 16 on iteration 1, which has no update: forward 17-22;
@@ -182,7 +181,6 @@ def test_an_op_behind_one_that_the_iteration_lacks_still_comes_after_all_before_
     assert EventGraph(schedule, derived, costs).op_ends(3) == expected
 
 
-@pytest.mark.xfail(strict=True, reason="iterations are counted by the last op of the compute lane, run or not")
 def test_the_period_is_that_of_an_iteration_also_where_the_last_op_does_not_run_in_each():
     schedule, derived = loose(
         [
