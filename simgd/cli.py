@@ -23,8 +23,8 @@ _BadArguments: type[typer.BadParameter] = next(
     base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException"
 )
 
-#: Without a terminal tables are as wide as they need.
-_WIDTH = 220
+#: Without a terminal lines are as long as they need, so that a script finds each whole.
+_WIDTH = 2000
 
 On = Annotated[str, typer.Option("--on", help="cluster: a name, NAME:NODES, a TOML file, or a profile")]
 Profiles = Annotated[list[str] | None, typer.Option("--profile", help="costs; of several the later wins")]

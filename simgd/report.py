@@ -37,15 +37,23 @@ class Fitting:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Yield the table, and what was left out of it."""
-        unbounded, gone = options.update(width=10_000), []
+        unbounded, gone, shown = options.update(width=10_000), [], self.whole
         for name in self.spare:
-            if Measurement.get(console, unbounded, self.whole).maximum <= options.max_width:
+            if Measurement.get(console, unbounded, shown).maximum <= options.max_width:
                 break
-            self.whole.columns = [column for column in self.whole.columns if column.header != name]
-            gone.append(name.replace("\n", " "))
-        yield self.whole
+            gone.append(name)
+            shown = self._without(gone)
+        yield shown
         if gone:
             yield Text(f"left out, the terminal being narrow: {', '.join(gone)}")
+
+    def _without(self, gone: Sequence[str]) -> Table:
+        kept = [column for column in self.whole.columns if column.header not in gone]
+        left = sum(column.justify == "left" for column in kept)
+        made = table(*(str(column.header) for column in kept), left=left, title=str(self.whole.title or ""))
+        for row in zip(*(column.cells for column in kept), strict=True):
+            made.add_row(*row)
+        return made
 
 
 def weaker_than_published(prediction: Prediction) -> bool:
@@ -226,7 +234,7 @@ def profile(value: Profile) -> RenderableType:
     """Return every entry of a profile with its origin and source."""
     made = table("entry", "value", "origin", "+-", "source", left=5)
     made.columns[1].no_wrap = made.columns[4].no_wrap = False
-    made.columns[1].max_width = 48
+    made.columns[1].max_width, made.columns[4].max_width = 48, 110
     for entry in entries(value):
         fields = {key: item for key, item in plain(entry).items() if key not in ("origin", "source", "uncertainty")}
         made.add_row(
