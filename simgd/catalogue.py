@@ -55,6 +55,11 @@ def _shipped(what: str, name: str, kind: type[T]) -> T:
     return files.parse(content, kind, where=f"{name}{suffix}", toml=suffix == ".toml")
 
 
+def text(what: str, name: str) -> str:
+    """Return the shipped file of that name as it stands, with its units and comments."""
+    return (_folder(what) / f"{name}{_FOLDERS[what][2]}").read_text(encoding="utf-8")
+
+
 @lru_cache(maxsize=64)
 def _workload(name: str) -> Workload:
     return _shipped("workload", name, Workload)

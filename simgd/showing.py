@@ -83,6 +83,9 @@ def cluster_of(name: str, values: Sequence[Shown]) -> Cluster:
 def as_file(name: str, values: Sequence[Shown]) -> str:
     """Return the first of *values* as the TOML that people start from."""
     value = values[0]
+    for what, kind in (("workload", Workload), ("cluster", Cluster)):
+        if isinstance(value, kind) and name in catalogue.names(what):
+            return catalogue.text(what, name)
     if isinstance(value, (Workload, Cluster)):
         return files.to_toml(value).decode()
     raise SimgdError(f"{name}: only workloads and clusters are TOML files; profiles and schedules are JSON")
