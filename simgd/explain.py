@@ -4,10 +4,11 @@ The critical cycle is exact without interference; the new periods of the what-if
 """
 
 from simgd import units
+from simgd.costs import host
 from simgd.files import Value
 from simgd.predict import Studied, shares
 from simgd.pricing import Part, WhatIf
-from simgd.profile import Origin
+from simgd.profile import Entry, Host, Origin
 
 #: How much better each what-if makes its resource.
 BETTER = 1.1
@@ -51,8 +52,14 @@ class Explanation(Value, frozen=True, kw_only=True, omit_defaults=False):
     warm_up_iterations: int
 
 
+def host_kinds(costs: Host) -> tuple[str, ...]:
+    """Return the kinds of host work that cost anything."""
+    fields = [name for name in Host.__struct_fields__ if name not in Entry.__struct_fields__]
+    return tuple(name for name in fields if getattr(costs, name))
+
+
 def explain(study: Studied) -> Explanation:
-    """Return what binds *study*, and the period with each link kind, the device and the host 10 % better."""
+    """Return what binds *study*, and the period with each kind of link, the device and each host cost 10 % better."""
     cycle = study.graph().critical_cycle()
     bound = float(cycle.period_ps) / units.PS_PER_S
     cluster = study.prices.cluster
@@ -60,8 +67,11 @@ def explain(study: Studied) -> Explanation:
     if cluster.interconnect is not None and (cluster.nodes > 1 or cluster.device.kind == "cpu"):
         kinds[cluster.interconnect.kind] = None
     resources = {f"{kind} links": WhatIf(links={kind: BETTER}) for kind in kinds} | {
-        f"device ({cluster.device.name})": WhatIf(device=BETTER),
-        "host": WhatIf(host=BETTER),
+        f"device ({cluster.device.name})": WhatIf(device=BETTER)
+    }
+    resources |= {
+        f"host: {kind.replace('_', ' ')}": WhatIf(host={kind: BETTER})
+        for kind in host_kinds(host(study.prices.profile))
     }
     changes = []
     for resource, what_if in resources.items():

@@ -243,10 +243,21 @@ class _Bounds:
         self._study = study
         self._graph = study.graph()
         self.cycle = self._graph.critical_cycle()
+        ops, uncertainty = study.priced.timing.ops, study.priced.uncertainty
+        # For each node its cost, its uncertainty, and whether it is a collective's own time
+        self._nodes = [
+            (node.cost_ps, uncertainty[node.op][0 if node.issue else 1], bool(ops[node.op].use) and not node.issue)
+            for node in self._graph.nodes
+        ]
 
     def period_s(self, local: float, communication: float) -> float:
-        """Return the period with local costs and those of collectives moved by so much, from -1 to 1."""
-        moved = self._graph.period_with(self._study.priced.swayed(local, communication), self.cycle)
+        """Return the period with local costs and those of collectives moved by so much: -1 and 1 are the ends of
+        their 90 % intervals."""
+        costs = [
+            round(cost * (1 + (communication if collective else local) * uncertainty))
+            for cost, uncertainty, collective in self._nodes
+        ]
+        moved = self._graph.period_of(costs, self.cycle)
         return self._study.period_s * float(moved / self.cycle.period_ps)
 
     def compute_s(self) -> float:

@@ -5,15 +5,17 @@ the cycle ratio, and says what each part of it rests on. A `WhatIf` makes links,
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Literal, assert_never
+
+import msgspec
 
 from simgd import costs, fabrics, units
 from simgd.costs import Bound, Estimate, LayerCosts
 from simgd.job import Job
 from simgd.network import Call, Demand, Network
-from simgd.profile import Execution, Origin, Profile, weakest
+from simgd.profile import Execution, Host, Origin, Profile, weakest
 from simgd.schedule import Backward, Communicate, Forward, Map, Op, Schedule, Update, Wait
 from simgd.timing import ONE, OpTime, Timing
 from simgd.topology import Cluster
@@ -30,11 +32,12 @@ _DEFAULT_EXECUTION = Execution(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WhatIf:
-    """Another machine: kinds of links, the device and the host so many times as fast, or communication free."""
+    """Another machine: kinds of links, the device and kinds of host work (the fields of `simgd.profile.Host`) so many
+    times as fast, or communication free."""
 
     links: Mapping[str, float] = field(default_factory=dict)
     device: float = 1.0
-    host: float = 1.0
+    host: Mapping[str, float] = field(default_factory=dict)
     free_communication: bool = False
 
 
@@ -53,18 +56,6 @@ class Priced:
     algorithms: tuple[str, ...]
     path: str
     uncertainty: Mapping[str, tuple[float, float]]
-
-    def swayed(self, local: float, communication: float) -> Timing:
-        """Return the costs, without interference, with local ones and those of collectives moved by so much: -1 and 1
-        are the ends of their 90 % intervals."""
-        ops = {}
-        for name, time in self.timing.ops.items():
-            issue, run = self.uncertainty[name]
-            sway = communication if time.use else local
-            ops[name] = OpTime(
-                issue_ps=round(time.issue_ps * (1 + local * issue)), run_ps=round(time.run_ps * (1 + sway * run))
-            )
-        return replace(self.timing, ops=ops)
 
     @property
     def origin(self) -> Origin:
@@ -160,6 +151,11 @@ class Prices:
         )
 
 
+def _faster(host: Host, factors: Mapping[str, float]) -> Host:
+    changes = {kind: getattr(host, kind) / factor for kind, factor in factors.items()}
+    return msgspec.structs.replace(host, **changes) if changes else host
+
+
 class _Pricing:
     """One pass over the ops of a schedule, collecting what the costs rest on."""
 
@@ -169,7 +165,7 @@ class _Pricing:
         self.network = network
         self.buckets = {bucket.name: bucket for bucket in schedule.buckets}
         self.collectives = {op.name for op in schedule.ops if isinstance(op.work, Communicate)}
-        self.host = costs.host(prices.profile)
+        self.host = _faster(costs.host(prices.profile), what_if.host)
         self.alone = prices.ranks == 1 or what_if.free_communication
         self.origins: dict[Part, Origin] = {}
         self.extrapolated = False
@@ -217,7 +213,8 @@ class _Pricing:
             issue_s += (work.kernels if work is not None else 1) * kernel_s
             run_ps += self._device_ps(self._noted(direction, self.prices.layers.of(name, direction)))
             beside = self._beside(self.prices.layers.bound(layer, direction))
-            slowed, slows = max(slowed, beside.slowed), max(slows, beside.slows)
+            if beside is not _UNDISTURBED:
+                slowed, slows = max(slowed, beside.slowed), max(slows, beside.slows)
         return OpTime(issue_ps=self._host_ps(issue_s), run_ps=run_ps, slowed=slowed, slows=slows)
 
     def _local(self, estimate: Estimate, issue_s: float) -> OpTime:
@@ -265,4 +262,4 @@ class _Pricing:
 
     def _host_ps(self, issue_s: float) -> int:
         self._note("host", self.host.origin)
-        return units.picoseconds(issue_s / self.what_if.host)
+        return units.picoseconds(issue_s)

@@ -48,10 +48,11 @@ class Step:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cycle:
-    """The critical cycle: `period_ps` is the sum of its costs over the sum of its lags."""
+    """The critical cycle: `period_ps` is the sum of its costs over the sum of its lags; `places` are its nodes."""
 
     period_ps: Fraction
     steps: tuple[Step, ...]
+    places: tuple[int, ...]
 
 
 class EventGraph:
@@ -116,8 +117,11 @@ class EventGraph:
         """Return the period with other costs for the same ops; the first guess is the cycle *near*, critical here."""
         ops = timing.ops
         costs = [ops[node.op].issue_ps if node.issue else ops[node.op].run_ps for node in self.nodes]
-        at = {(node.op, node.issue): cost for node, cost in zip(self.nodes, costs, strict=True)}
-        guess = Fraction(sum(at[step.op, step.issue] for step in near.steps), sum(step.lag for step in near.steps))
+        return self.period_of(costs, near)
+
+    def period_of(self, costs: Sequence[int], near: Cycle) -> Fraction:
+        """Return the period with these costs of the nodes, in their order, as `period_with` does."""
+        guess = Fraction(sum(costs[place] for place in near.places), sum(step.lag for step in near.steps))
         return self._largest(costs, guess)[0]
 
     def critical_cycle(self) -> Cycle:
@@ -136,7 +140,7 @@ class EventGraph:
             Step(op=node.op, issue=node.issue, cost_ps=node.cost_ps, lag=lag)
             for node, lag in ((self.nodes[place], lag) for place, lag in best)
         )
-        return Cycle(period_ps=period, steps=steps)
+        return Cycle(period_ps=period, steps=steps, places=tuple(place for place, _ in best))
 
     def _largest(self, costs: Sequence[int], guess: Fraction) -> tuple[Fraction, list[tuple[int, int]]]:
         """Return the largest ratio, and its cycle unless *guess* was the largest already."""
@@ -152,6 +156,7 @@ class EventGraph:
         scaled = [cost * q for cost in costs]
         value = [0] * len(costs)
         chosen: list[tuple[int, int] | None] = [None] * len(costs)
+        look = True
         while True:
             changed = False
             for place, edges in enumerate(self._before):
@@ -165,8 +170,9 @@ class EventGraph:
                     changed = True
             if not changed:
                 return None
-            cycle = _cycle(chosen)
-            if cycle is not None:
+            # Most guesses are right, and then the second pass ends it: look for a cycle only after that.
+            look = not look
+            if look and (cycle := _cycle(chosen)) is not None:
                 return cycle
 
 
