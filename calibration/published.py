@@ -260,22 +260,40 @@ HOST_2016 = Host(
 )
 
 
-def _eager(where: str) -> Host:
-    return Host(
-        forward_kernel=12e-6,
-        backward_kernel=12e-6,
-        collective=160e-6,
-        update=15e-6,
-        copy=12e-6,
-        wait=0.0,
-        iteration=200e-6,
-        origin="assumed",
-        uncertainty=0.4,
-        source="collective: 4 H200, torch 2.11, one all-reduce per tensor from hooks against one flat: GoogLeNet "
-        "(51-24 ms) / 173 tensors = 156 us, BERT-large (118-53 ms) / about 393 = 165 us, so 160 us with its hook and "
-        f"its wait (hence wait 0){where}; issue of eager PyTorch kernels 12 us, optimizer 15 us a call, 200 us an "
-        "iteration: estimates",
-    )
+_EAGER_COLLECTIVE = (
+    "collective: 4 H200, torch 2.11, one all-reduce per tensor from hooks against one flat: GoogLeNet (51-24 ms) / 173 "
+    "tensors = 156 us, BERT-large (118-53 ms) / 394 = 165 us, so 160 us with its hook and its wait (hence wait 0)"
+)
+
+#: Two flat steps say nearly the same of the host, so both are taken to be bound by it.
+HOST_H200 = Host(
+    forward_kernel=46e-6,
+    backward_kernel=46e-6,
+    collective=160e-6,
+    update=46e-6,
+    copy=46e-6,
+    wait=0.0,
+    iteration=200e-6,
+    origin="modelled",
+    uncertainty=0.25,
+    source=f"{_EAGER_COLLECTIVE}; kernels: on the same virtual machine the flat steps, less all-reduce, update and 0.2 ms, took "
+    "(24-0.5 ms) / GoogLeNet's 474 counted kernels = 50 us and (53-7.8 ms) / BERT-large's 1,040 = 43 us; 200 us an "
+    "iteration: an estimate",
+)
+
+HOST_EAGER = Host(
+    forward_kernel=12e-6,
+    backward_kernel=12e-6,
+    collective=160e-6,
+    update=15e-6,
+    copy=12e-6,
+    wait=0.0,
+    iteration=200e-6,
+    origin="assumed",
+    uncertainty=0.4,
+    source=f"{_EAGER_COLLECTIVE}; transferred from H200; issue of eager PyTorch kernels 12 us, optimizer 15 us a call, "
+    "200 us an iteration: estimates for a host that is no virtual machine",
+)
 
 
 _TWO_SOCKETS = _TARTAN.format(
@@ -382,7 +400,7 @@ GPUS = (
             HDR_LINK,
         ),
         library=_library(_nccl_2026(87.7e9, nvls=False), NCCL_2026_SOURCE.format(cap=87.7, more="")),
-        host=_eager("; transferred from H200"),
+        host=HOST_EAGER,
         interference=_interference("assumed", _FROM_H200),
         memory_share=0.9,
         smallest_kernel_s=2.5e-6,
@@ -412,7 +430,7 @@ GPUS = (
                     more="; NVLS 25 us and 0.85 of the links (nvlsEfficiency, Hopper)",
                 ),
             ),
-            host=_eager("" if name == "dgx-h200" else "; transferred from H200"),
+            host=HOST_H200 if name == "dgx-h200" else HOST_EAGER,
             interference=_interference(*(("measured", "") if name == "dgx-h200" else ("assumed", _FROM_H200))),
             memory_share=0.9,
             smallest_kernel_s=2e-6,
@@ -435,7 +453,7 @@ GPUS = (
             HDR_LINK,
         ),
         library=_library(_nccl_2026(87.7e9, nvls=False), NCCL_2026_SOURCE.format(cap=87.7, more="")),
-        host=_eager("; transferred from H200"),
+        host=HOST_EAGER,
         interference=_interference("assumed", _FROM_H200),
         memory_share=0.9,
         smallest_kernel_s=2.5e-6,
