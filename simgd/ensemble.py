@@ -33,8 +33,8 @@ import numpy as np
 import numpy.typing as npt
 
 from simgd.errors import ScheduleError
+from simgd.program import Program
 from simgd.schedule import Schedule
-from simgd.simulator import Program
 from simgd.soundness import Derived
 from simgd.timing import Timing
 

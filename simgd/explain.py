@@ -9,6 +9,7 @@ from simgd.files import Value
 from simgd.predict import Studied, shares
 from simgd.pricing import Part, WhatIf
 from simgd.profile import Entry, Host, Origin
+from simgd.topology import Cluster
 
 #: How much better each what-if makes its resource.
 BETTER = 1.1
@@ -52,6 +53,25 @@ class Explanation(Value, frozen=True, kw_only=True, omit_defaults=False):
     warm_up_iterations: int
 
 
+def link_kinds(cluster: Cluster) -> tuple[str, ...]:
+    """Return the kinds of links that a collective on *cluster* could cross."""
+    kinds = dict.fromkeys([str(link.kind) for link in cluster.links])
+    if cluster.interconnect is not None and (cluster.nodes > 1 or cluster.device.kind == "cpu"):
+        kinds[cluster.interconnect.kind] = None
+    return tuple(kinds)
+
+
+def binding_links(study: Studied) -> str:
+    """Return the kind of links that the collectives wait for: slower, it would slow them down the most."""
+
+    def slower(kind: str) -> float:
+        return study.prices.price(study.schedule, WhatIf(links={kind: 1 / BETTER})).collective_s
+
+    # Of several that bind alike the one that the network names as its path.
+    kinds = sorted(link_kinds(study.prices.cluster), key=lambda kind: kind != study.priced.path)
+    return max(kinds, key=slower, default=study.priced.path)
+
+
 def host_kinds(costs: Host) -> tuple[str, ...]:
     """Return the kinds of host work that cost anything."""
     fields = [name for name in Host.__struct_fields__ if name not in Entry.__struct_fields__]
@@ -63,10 +83,7 @@ def explain(study: Studied) -> Explanation:
     cycle = study.graph().critical_cycle()
     bound = float(cycle.period_ps) / units.PS_PER_S
     cluster = study.prices.cluster
-    kinds = dict.fromkeys(link.kind for link in cluster.links)
-    if cluster.interconnect is not None and (cluster.nodes > 1 or cluster.device.kind == "cpu"):
-        kinds[cluster.interconnect.kind] = None
-    resources = {f"{kind} links": WhatIf(links={kind: BETTER}) for kind in kinds} | {
+    resources = {f"{kind} links": WhatIf(links={kind: BETTER}) for kind in link_kinds(cluster)} | {
         f"device ({cluster.device.name})": WhatIf(device=BETTER)
     }
     resources |= {

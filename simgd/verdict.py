@@ -6,6 +6,7 @@ than it saves, which nobody here predicts: so the verdict states that break-even
 
 from collections.abc import Sequence
 
+from simgd.explain import binding_links
 from simgd.job import Job
 from simgd.predict import Machine, Prediction
 from simgd.pricing import WhatIf
@@ -65,7 +66,7 @@ def _crossing(rows: Sequence[Prediction], machine: Machine, job: Job, schedules:
     if ranks == 1 or len(schedules) < 2:
         return ""
     studies = {row.schedule: machine.study(schedule, job, ranks) for row, schedule in zip(rows, schedules, strict=True)}
-    kind = studies[rows[0].schedule].priced.path
+    kind = binding_links(studies[rows[0].schedule])
     now = min(rows, key=lambda row: row.iteration_s).schedule
 
     def period(name: str, factor: float) -> float:
