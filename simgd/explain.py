@@ -62,14 +62,18 @@ def link_kinds(cluster: Cluster) -> tuple[str, ...]:
 
 
 def binding_links(study: Studied) -> str:
-    """Return the kind of links that the collectives wait for: slower, it would slow them down the most."""
+    """Return the kind of links that the collectives wait for: they differ most between slower and faster ones."""
 
-    def slower(kind: str) -> float:
-        return study.prices.price(study.schedule, WhatIf(links={kind: 1 / BETTER})).collective_s
+    def swing(kind: str) -> float:
+        slow, fast = (
+            study.prices.price(study.schedule, WhatIf(links={kind: factor})).collective_s
+            for factor in (1 / BETTER, BETTER)
+        )
+        return slow - fast
 
     # Of several that bind alike the one that the network names as its path.
     kinds = sorted(link_kinds(study.prices.cluster), key=lambda kind: kind != study.priced.path)
-    return max(kinds, key=slower, default=study.priced.path)
+    return max(kinds, key=swing, default=study.priced.path)
 
 
 def host_kinds(costs: Host) -> tuple[str, ...]:

@@ -347,7 +347,8 @@ def test_explain_names_the_cycle_and_what_would_move_it(simgd):
     assert found["critical_cycle_s"] <= found["iteration_s"]
     assert sum(found["shares"].values()) == pytest.approx(found["critical_cycle_s"], rel=1e-9)
     resources = {change["resource"] for change in found["changes"]}
-    assert {"nvlink links", "pcie links", "host", "device (NVIDIA P100 SXM2)"} <= resources
+    assert {"nvlink links", "pcie links", "device (NVIDIA P100 SXM2)"} <= resources
+    assert any(resource.startswith("host") for resource in resources)
 
 
 def test_explain_defaults_to_what_people_run_on_every_device(simgd):
