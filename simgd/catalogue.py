@@ -10,6 +10,8 @@ from importlib.resources import files as resources
 from importlib.resources.abc import Traversable
 from typing import TypeVar
 
+import msgspec
+
 from simgd import fabrics, files
 from simgd.errors import ClusterError, FileError, unknown
 from simgd.profile import Profile
@@ -99,7 +101,8 @@ def profile(name: str) -> Profile:
 
 def profile_for(on: str, cluster_: Cluster, given: Sequence[str]) -> Profile:
     """Return the costs for the machine named *on*: the *given* profiles, the later winning entry by entry, else the
-    shipped one of that name, else what the cluster's own data sheet says.
+    shipped one of that name, else a shipped one of the same device without its collectives' curves, else what the
+    cluster's own data sheet says.
 
     Raises FileError if a profile speaks of another device than the cluster has.
     """
@@ -125,6 +128,11 @@ def profile_for(on: str, cluster_: Cluster, given: Sequence[str]) -> Profile:
                 "--profile"
             )
         return found
+    for name in names("profile"):
+        if _data_sheet(profile(name).cluster) == _data_sheet(cluster_):
+            # Another machine with the same device: what was measured between devices stays with the machine it is of.
+            kept = msgspec.structs.replace(profile(name), name=f"{name}, costs of its device", curves=(), lines=())
+            return msgspec.structs.replace(kept, cluster=cluster_)
     return Profile(name=f"nominal {cluster_.name}", cluster=cluster_)
 
 

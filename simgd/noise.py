@@ -3,8 +3,9 @@
 Model
     A profile's jitter is two log-normal factors on a rank's compute, each with median 1: one drawn for every iteration
     and one for a whole run. In closed form an iteration is as slow as the slowest of p ranks, as if all of it were
-    compute: the slowest of p factors lies below x with probability F(x)**p, and a run's median keeps only what differs
-    between ranks. Simulated, the factors are drawn from a seeded generator, and slack hides what it really hides.
+    compute: the slowest of p factors lies below x with probability F(x)**p; runs' medians spread around its middle
+    only as far as ranks differ. Simulated, the factors are drawn from a seeded generator, and slack hides what it
+    really hides.
 """
 
 import math
@@ -38,16 +39,17 @@ def closed_form(jitter: Jitter | None, ranks: int) -> Spread:
     """
     if jitter is None:
         return Spread()
-    low, high = _slowest(math.hypot(jitter.iteration_sigma, jitter.rank_sigma), ranks)
-    median_low, median_high = _slowest(jitter.rank_sigma, ranks)
-    return Spread(low=low, high=high, median_low=median_low, median_high=median_high)
+    low, middle, high = _slowest(math.hypot(jitter.iteration_sigma, jitter.rank_sigma), ranks)
+    run_low, run_middle, run_high = _slowest(jitter.rank_sigma, ranks)
+    return Spread(
+        low=low, high=high, median_low=middle * run_low / run_middle, median_high=middle * run_high / run_middle
+    )
 
 
-def _slowest(sigma: float, ranks: int) -> tuple[float, float]:
-    if not sigma:
-        return 1.0, 1.0
-    low, high = (NormalDist().inv_cdf(part ** (1 / ranks)) for part in (0.05, 0.95))
-    return math.exp(sigma * low), math.exp(sigma * high)
+def _slowest(sigma: float, ranks: int) -> tuple[float, float, float]:
+    """Return the 5 %, 50 % and 95 % quantiles of the slowest of *ranks* factors."""
+    low, middle, high = (math.exp(sigma * NormalDist().inv_cdf(part ** (1 / ranks))) for part in (0.05, 0.5, 0.95))
+    return low, middle, high
 
 
 def simulated(

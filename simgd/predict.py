@@ -284,7 +284,8 @@ def _prediction(
         schedule=study.schedule.name,
         batch_per_rank=job.batch,
         iteration_s=period,
-        iteration_low_s=low * spread.low,
+        # Among many ranks one is always slow; the noiseless period is still what the fastest iteration can reach.
+        iteration_low_s=min(low * spread.low, period),
         iteration_high_s=high * spread.high,
         median_low_s=low * spread.median_low,
         median_high_s=high * spread.median_high,

@@ -74,7 +74,7 @@ def predictions(rows: Sequence[Prediction], verdict: str) -> RenderableType:
         "over one",
         "efficiency",
         "compute",
-        "messages",
+        "comm alone",
         "exposed",
         "host stall",
         "stale",
@@ -107,7 +107,7 @@ def predictions(rows: Sequence[Prediction], verdict: str) -> RenderableType:
             end_section=False,
         )
         last = row.ranks
-    spare = ("host stall", "messages", "compute", "90 % interval", f"over {first.baseline}", "memory", "efficiency")
+    spare = ("host stall", "comm alone", "compute", "90 % interval", f"over {first.baseline}", "memory", "efficiency")
     fitting = Fitting(made, (*spare, "bound by", "stale", "exposed"))
     return Group(fitting, *(Text(line) for line in _footnotes(rows)), Text(f"verdict: {verdict}", style="bold"))
 

@@ -13,8 +13,8 @@ from simgd.ensemble import ensemble
 from simgd.errors import ScheduleError
 from simgd.job import job
 from simgd.predict import Machine
-from simgd.schedule import Backward, Communicate, Dep, Forward, Op, Schedule
 from simgd.program import Program
+from simgd.schedule import Backward, Communicate, Dep, Forward, Op, Schedule
 from simgd.simulator import simulate
 from simgd.soundness import Derived, derive
 from simgd.timing import OpTime, Timing

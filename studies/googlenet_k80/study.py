@@ -20,7 +20,15 @@ from simgd.schedule import Communicate
 from simgd.simulator import steady
 
 HERE = Path(__file__).parent
-SCHEDULES = ("sync", "bucketed:25MiB", "layerwise", "layerwise:tensor", "async:1", "async:1:all", "async_layerwise:auto")
+SCHEDULES = (
+    "sync",
+    "bucketed:25MiB",
+    "layerwise",
+    "layerwise:tensor",
+    "async:1",
+    "async:1:all",
+    "async_layerwise:auto",
+)
 
 #: Backward times over forward times: products alone make 2; MXNet on P100 showed 2.8 with the update.
 RATIOS = (1.5, 2.0, 2.8)
