@@ -277,8 +277,8 @@ HOST_H200 = Host(
     origin="modelled",
     uncertainty=0.25,
     source=f"{_EAGER_COLLECTIVE}; kernels: on the same virtual machine the flat steps, less all-reduce, update and 0.2 "
-    "ms, took (24-0.5 ms) / GoogLeNet's 474 counted kernels = 50 us and (53-7.8 ms) / BERT-large's 1,040 = 43 us; 200 us an "
-    "iteration: an estimate",
+    "ms, took (24-0.5 ms) / GoogLeNet's 474 counted kernels = 50 us and (53-7.8 ms) / BERT-large's 1,040 = 43 us; 200 "
+    "us an iteration: an estimate",
 )
 
 HOST_EAGER = Host(

@@ -135,10 +135,21 @@ def test_a_shipped_profile_serves_any_number_of_nodes():
 
 def test_a_machine_nobody_measured_has_an_empty_profile(tmp_path):
     raw = files.plain(catalogue.cluster("dgx1-p100")) | {"name": "lab"}
+    raw["device"]["name"] = "P200"
     cluster = files.convert(raw, Cluster, where="lab")
     files.write(tmp_path / "lab.toml", cluster)
     found = catalogue.profile_for(str(tmp_path / "lab.toml"), cluster, [])
     assert found == Profile(name="nominal lab", cluster=cluster)
+
+
+def test_another_machine_with_a_known_device_gets_its_costs_but_not_its_curves(tmp_path):
+    shipped = catalogue.profile("dgx-a100")
+    assert shipped.curves
+    cluster = files.convert(files.plain(shipped.cluster) | {"name": "lab"}, Cluster, where="lab")
+    files.write(tmp_path / "lab.toml", cluster)
+    found = catalogue.profile_for(str(tmp_path / "lab.toml"), cluster, [])
+    assert (found.host, found.library, found.links) == (shipped.host, shipped.library, shipped.links)
+    assert (found.curves, found.cluster.name) == ((), "lab")
 
 
 def test_a_profile_of_another_device_is_refused():

@@ -232,6 +232,9 @@ def test_a_cluster_of_ones_own_costs_what_its_data_sheet_says(simgd):
     text = simgd("show dgx1-p100 --toml").out.replace('name = "dgx1-p100"', 'name = "lab"')
     Path("lab.toml").write_text(text)
     row = predictions(simgd("predict mlp --on lab.toml --json"))[0]
+    assert (row["cluster"], row["profile"]) == ("lab", "dgx1-p100, costs of its device")
+    Path("lab.toml").write_text(text.replace('"NVIDIA P100 SXM2"', '"P200"'))
+    row = predictions(simgd("predict mlp --on lab.toml --json"))[0]
     assert (row["cluster"], row["profile"], row["origin"]) == ("lab", "nominal lab", "assumed")
 
 
