@@ -21,7 +21,7 @@ from simgd.network import Network
 from simgd.plan import plan
 from simgd.pricing import Part, Priced, Prices, WhatIf
 from simgd.profile import Origin, Profile
-from simgd.schedule import Schedule
+from simgd.schedule import Communicate, Schedule
 from simgd.schedules import parse
 from simgd.simulator import Steady, simulate, steady
 from simgd.soundness import Derived, derive
@@ -261,9 +261,10 @@ class _Bounds:
         return self._study.period_s * float(moved / self.cycle.period_ps)
 
     def compute_s(self) -> float:
-        """Return the period with communication free."""
-        free = self._study.timing_if(WhatIf(free_communication=True))
-        return float(self._graph.period_with(free, self.cycle)) / units.PS_PER_S
+        """Return the period with communication free: collectives take neither the network nor the host any time."""
+        collectives = {op.name for op in self._study.schedule.ops if isinstance(op.work, Communicate)}
+        costs = [0 if node.op in collectives else node.cost_ps for node in self._graph.nodes]
+        return float(self._graph.period_of(costs, self.cycle)) / units.PS_PER_S
 
 
 def _prediction(

@@ -33,12 +33,11 @@ _DEFAULT_EXECUTION = Execution(
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WhatIf:
     """Another machine: kinds of links, the device and kinds of host work (the fields of `simgd.profile.Host`) so many
-    times as fast, or communication free."""
+    times as fast."""
 
     links: Mapping[str, float] = field(default_factory=dict)
     device: float = 1.0
     host: Mapping[str, float] = field(default_factory=dict)
-    free_communication: bool = False
 
 
 AS_IT_IS = WhatIf()
@@ -166,7 +165,7 @@ class _Pricing:
         self.buckets = {bucket.name: bucket for bucket in schedule.buckets}
         self.collectives = {op.name for op in schedule.ops if isinstance(op.work, Communicate)}
         self.host = _faster(costs.host(prices.profile), what_if.host)
-        self.alone = prices.ranks == 1 or what_if.free_communication
+        self.alone = prices.ranks == 1
         self.origins: dict[Part, Origin] = {}
         self.extrapolated = False
         self.collective_s = 0.0
