@@ -43,8 +43,8 @@ class Fabric:
     `inside` is the kind of link inside a node and `path` the kind that limits the whole; `rings` lists the rings (or
     paths from NIC to NIC) of one node. `port_bytes_per_s` is each device's rate into NVSwitches, 0 without them.
     `hops` counts the hops of one turn of a ring by kind, "net" for those between nodes; `net_extra_s` is what a hop
-    between nodes takes beyond one switch in a fat tree of several levels. `assumed` names the kinds of links whose
-    usable rate nobody gave.
+    between nodes takes beyond one switch in a fat tree of several levels, `inside_extra_s` what one inside a node takes
+    beyond the library's constants. `assumed` names the kinds of links whose usable rate nobody gave.
     """
 
     ranks: int
@@ -59,6 +59,7 @@ class Fabric:
     hops: tuple[tuple[str, int], ...]
     net_extra_s: float
     assumed: tuple[str, ...]
+    inside_extra_s: float = 0.0
 
 
 def resized(cluster: Cluster, nodes: int) -> Cluster:

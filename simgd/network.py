@@ -20,7 +20,7 @@ What it leaves out
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from simgd import collectives, fabrics
@@ -90,6 +90,17 @@ class _Ratio(NamedTuple):
 _Correction = Callable[[float], _Ratio]
 
 
+def nominal(cluster: Cluster) -> dict[str, tuple[float, float]]:
+    """Return the largest nominal bandwidth and the largest latency of each kind of link of *cluster*."""
+    found: dict[str, tuple[float, float]] = {}
+    for link in cluster.links:
+        rate, latency = found.get(link.kind, (0.0, 0.0))
+        found[link.kind] = max(rate, float(link.bandwidth)), max(latency, float(link.latency))
+    if cluster.interconnect is not None:
+        found[cluster.interconnect.kind] = float(cluster.interconnect.bandwidth), float(cluster.interconnect.latency)
+    return found
+
+
 class _Prepared(NamedTuple):
     """All that calls of one kind on one set of places have in common: only the message size is left to vary."""
 
@@ -149,14 +160,37 @@ class Network:
         return tuple(node * per_node + device for node in range(nodes) for device in range(ranks // nodes))
 
     def _fabric(self, ranks: int, devices: tuple[int, ...] | None, *, scaled: bool) -> fabrics.Fabric:
-        key = (ranks, devices, scaled and bool(self.link_scale))
+        key = (ranks, devices, scaled)
         found = self._fabrics.get(key)
         if found is None:
             rates = {entry.kind: entry.bytes_per_s for entry in self.profile.links}
             places = fabrics.placement(self.cluster, ranks, devices)
-            found = fabrics.fabric(self.cluster, places, rates, self.link_scale if scaled else None)
+            found = fabrics.fabric(self.cluster, places, rates, self._scale() if scaled else None)
+            if scaled:
+                later = self._later(found.inside)
+                net = self.cluster.interconnect.kind if self.cluster.interconnect is not None else ""
+                found = replace(
+                    found, inside_extra_s=later, net_extra_s=max(0.0, found.net_extra_s + 2 * self._later(net))
+                )
             self._fabrics[key] = found
         return found
+
+    def _scale(self) -> dict[str, float]:
+        """Return how many times as fast each kind of link is as where the profile was made, by nominal rates and by
+        `link_scale`."""
+        here, there = nominal(self.cluster), nominal(self.profile.cluster)
+        kinds = {kind: here[kind][0] / there[kind][0] for kind in here if kind in there}
+        return {kind: kinds.get(kind, 1.0) * self.link_scale.get(kind, 1.0) for kind in [*here, *self.link_scale]}
+
+    def _later(self, kind: str) -> float:
+        """Return how much longer the latency of a kind of link is than where the profile was made."""
+        here, there = nominal(self.cluster), nominal(self.profile.cluster)
+        return here[kind][1] - there[kind][1] if kind in here and kind in there else 0.0
+
+    def _moved(self) -> bool:
+        """Say whether links of this cluster differ nominally from those that the profile was made on."""
+        here, there = nominal(self.cluster), nominal(self.profile.cluster)
+        return any(here[kind] != there[kind] for kind in here if kind in there)
 
     def _demand(self, call: Call) -> Demand:
         kind, nbytes, ranks, devices = call
@@ -196,6 +230,9 @@ class Network:
             gpu = self.cluster.device.kind == "gpu"
             doubt = LATENCY_DOUBT if gpu and origin == "modelled" else 0.0
             return _Prepared(model, lambda nbytes: plain, fabric.path, doubt)
+        if self._moved():
+            found = correction
+            return _Prepared(model, lambda nbytes: _weaker(found(nbytes)), fabric.path)
         return _Prepared(model, correction, fabric.path)
 
     def _model(
@@ -206,7 +243,7 @@ class Network:
         fabric = self._fabric(ranks, devices, scaled=scaled)
         if library.name == "nccl" if library is not None else self.cluster.device.kind == "gpu":
             return self._nccl(kind, fabric)
-        return self._mpi(kind, fabric, self.link_scale if scaled else {})
+        return self._mpi(kind, fabric, self._scale() if scaled else {})
 
     def _nccl(self, kind: CollectiveKind, fabric: fabrics.Fabric) -> tuple[_Model, Origin]:
         library = self.profile.library
@@ -268,8 +305,8 @@ def _curve_ratio(curve: Curve, base: _Model) -> _Correction:
     def ratio(nbytes: float) -> _Ratio:
         if nbytes <= least or nbytes >= most:
             held = ratios[0] if nbytes <= least else ratios[-1]
-            outside = not least <= nbytes <= most
-            return _Ratio(held, curve.origin, curve.uncertainty, outside)
+            exact = _Ratio(held, curve.origin, curve.uncertainty, False)
+            return exact if least <= nbytes <= most else _weaker(exact)
         at = math.log(nbytes)
         place = bisect_right(sizes, at)
         share = (at - sizes[place - 1]) / (sizes[place] - sizes[place - 1])
@@ -304,5 +341,5 @@ def _between_ranks(ratios: Sequence[tuple[int, _Correction]], ranks: int) -> _Co
 
 
 def _weaker(ratio: _Ratio) -> _Ratio:
-    """Mark a ratio that was taken from another number of ranks or another kind of collective."""
+    """Mark a ratio that was taken from another size, number of ranks, kind of collective or machine."""
     return _Ratio(ratio.factor, weakest(ratio.origin, "modelled"), max(ratio.uncertainty, MODEL_UNCERTAINTY), True)
