@@ -18,9 +18,11 @@ Known not to hold
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+import msgspec
 
 from simgd import catalogue
 from simgd.errors import ProfileError, SimgdError
@@ -129,6 +131,11 @@ def copy_s(elements: int, profile: Profile) -> Estimate:
     return _moved(elements * 8, profile)
 
 
+def cast_s(elements: int, profile: Profile) -> Estimate:
+    """Return the device time of casting *elements* gradients from 32 to 16 bits or back."""
+    return _moved(elements * 6, profile)
+
+
 def _moved(nbytes: float, profile: Profile) -> Estimate:
     entry = profile.memory
     if entry is None:
@@ -204,9 +211,9 @@ class LayerCosts:
             split = self.profile.split
             assert split is not None
             ratio = 1 / split.backward_plus_update if direction == "forward" else split.backward_plus_update
-            weak = weakest(entry.origin, split.origin)
+            weak, doubt = weakest(entry.origin, split.origin), split.uncertainty
         else:
-            weak = entry.origin
+            weak, doubt = entry.origin, 0.0
         stretched = entry.batch not in (0, self.job.batch) or entry.tokens not in (0, self.job.tokens)
 
         def found(layer: Layer) -> Estimate | None:
@@ -215,7 +222,7 @@ class LayerCosts:
                 return None
             scale = ratio * (self._stretch(layer, direction, entry) if stretched else 1.0)
             origin = weakest(weak, "modelled") if stretched else weak
-            uncertainty = max(entry.uncertainty, MODEL_UNCERTAINTY if stretched else 0.0)
+            uncertainty = max(entry.uncertainty, doubt, MODEL_UNCERTAINTY if stretched else 0.0)
             return Estimate(seconds=seconds * scale, origin=origin, uncertainty=uncertainty, extrapolated=stretched)
 
         return found
@@ -239,7 +246,9 @@ class LayerCosts:
         work = layer.forward if direction == "forward" else layer.backward
         if work is None:
             return self.job.batch / (entry.batch or self.job.batch)
-        there = _replace(self.job, batch=entry.batch or self.job.batch, tokens=entry.tokens or self.job.tokens)
+        there = msgspec.structs.replace(
+            self.job, batch=entry.batch or self.job.batch, tokens=entry.tokens or self.job.tokens
+        )
         before = roofline_s(work, there, self.device)
         return roofline_s(work, self.job, self.device) / before if before else 1.0
 
@@ -255,14 +264,16 @@ class LayerCosts:
         job, profile = self.job, self.profile
         own = [step for step in profile.steps if step.workload == job.workload.name]
         if own:
-            step = min(own, key=lambda step: (step.dtype != job.dtype, _far(step.batch, job.batch)))
-            return self._from_step(step, self._job_of(step, job.workload), own=True)
+            return self._between(own)
+        # By the usual batch, so that the choice, and with it the efficiency, does not change with the batch.
+        usual = job.workload.batch, job.workload.tokens
+        wanted = intensity(msgspec.structs.replace(job, batch=usual[0], tokens=usual[1]))
         others: list[tuple[float, StepTime, Job]] = []
         for step in profile.steps:
             if step.workload not in catalogue.names("workload"):
                 continue
             there = self._job_of(step, catalogue.workload(step.workload))
-            near = _far(intensity(there), intensity(job)) if intensity(there) and intensity(job) else math.inf
+            near = _far(intensity(there), wanted) if intensity(there) and wanted else math.inf
             others.append((near, step, there))
         if others:
             _, step, there = min(others, key=lambda other: (other[1].dtype != job.dtype, other[0]))
@@ -277,6 +288,34 @@ class LayerCosts:
                 uncertainty=max(entry.uncertainty, MODEL_UNCERTAINTY),
             )
         return lambda direction: weak
+
+    def _between(self, own: Sequence[StepTime]) -> Callable[[Direction], Estimate]:
+        """Return the scale between the steps of this workload with the next smaller and the next larger batch, linear
+        in log batch; that of the nearest one beyond them."""
+        job = self.job
+        best = min((step.dtype != job.dtype, abs((step.tokens or job.tokens) - job.tokens)) for step in own)
+        alike = sorted(
+            (s for s in own if (s.dtype != job.dtype, abs((s.tokens or job.tokens) - job.tokens)) == best),
+            key=lambda step: step.batch,
+        )
+        smaller = [step for step in alike if step.batch <= job.batch]
+        larger = [step for step in alike if step.batch >= job.batch]
+        low, high = (smaller or larger)[-1 if smaller else 0], (larger or smaller)[0 if larger else -1]
+        first = self._from_step(low, self._job_of(low, job.workload), own=True)
+        if low.batch == high.batch:
+            return first
+        second = self._from_step(high, self._job_of(high, job.workload), own=True)
+        share = math.log(job.batch / low.batch) / math.log(high.batch / low.batch)
+
+        def scale(direction: Direction) -> Estimate:
+            a, b = first(direction), second(direction)
+            return Estimate(
+                seconds=a.seconds + share * (b.seconds - a.seconds),
+                origin=weakest(a.origin, b.origin),
+                uncertainty=max(a.uncertainty, b.uncertainty),
+            )
+
+        return scale
 
     def _job_of(self, step: StepTime, workload: Workload) -> Job:
         """Return the job whose time *step* is; those who publish such times train with SGD."""
@@ -313,17 +352,6 @@ class LayerCosts:
         return lambda direction: Estimate(
             seconds=scales[direction], origin=origin, uncertainty=uncertainty, extrapolated=own and not exact
         )
-
-
-def _replace(job: Job, *, batch: int, tokens: int) -> Job:
-    return Job(
-        workload=job.workload,
-        batch=batch,
-        tokens=tokens,
-        dtype=job.dtype,
-        wire=job.wire,
-        optimizer=job.optimizer,
-    )
 
 
 def _far(a: float, b: float) -> float:

@@ -12,14 +12,16 @@ Model
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import msgspec
+
 from simgd import noise, units
 from simgd.costs import LayerCosts, peak_memory_bytes
-from simgd.errors import ProfileError
+from simgd.errors import ProfileError, ScheduleError
 from simgd.files import Value
 from simgd.job import Job
 from simgd.network import Network
-from simgd.plan import plan
-from simgd.pricing import Part, Priced, Prices, WhatIf
+from simgd.plan import WIRE, plan
+from simgd.pricing import AS_IT_IS, Part, Priced, Prices, WhatIf
 from simgd.profile import Origin, Profile
 from simgd.schedule import Communicate, Schedule
 from simgd.schedules import parse
@@ -109,6 +111,16 @@ class Studied:
         return float(found.period_ps) / units.PS_PER_S
 
 
+def _check_wire(schedule: Schedule, job: Job) -> None:
+    for op in schedule.ops:
+        if isinstance(op.work, Communicate) and op.work.wire != WIRE[job.wire]:
+            other = next(name for name, wire in WIRE.items() if wire == op.work.wire)
+            raise ScheduleError(
+                f"schedule {schedule.name!r}: {op.name!r} sends {op.work.wire}, but --wire is {job.wire}; give --wire "
+                f"{other}, or write the schedule anew"
+            )
+
+
 def trace_of(study: Studied, *, iterations: int = 3) -> Trace:
     """Return the trace of the warm-up and of *iterations* steady iterations, at most `SHOWN_RANKS` ranks of it.
 
@@ -143,14 +155,15 @@ class Machine:
         devices = self.devices[:ranks] if self.devices is not None else None
         return Prices(job, self.cluster, self.profile, ranks, devices=devices, layers=self._layers[key])
 
-    def _planned(self, schedule: str | Schedule, prices: Prices) -> tuple[Schedule, Derived]:
+    def _planned(self, schedule: str | Schedule, prices: Prices, what_if: WhatIf) -> tuple[Schedule, Derived]:
         workload = prices.job.workload
         if not isinstance(schedule, str):
+            _check_wire(schedule, prices.job)
             return schedule, derive(schedule, workload)
         key = (schedule, workload.name, prices.job.wire)
         if key in self._plans:
             return self._plans[key]
-        planned = plan(schedule, workload, prices)
+        planned = plan(schedule, workload, prices, what_if)
         found = planned, derive(planned, workload)
         if not parse(schedule).needs_delays:
             self._plans[key] = found
@@ -160,11 +173,11 @@ class Machine:
         """Return what collectives cost on this machine."""
         return Network(self.cluster, self.profile)
 
-    def study(self, schedule: str | Schedule, job: Job, ranks: int, what_if: WhatIf | None = None) -> Studied:
+    def study(self, schedule: str | Schedule, job: Job, ranks: int, what_if: WhatIf = AS_IT_IS) -> Studied:
         """Plan, check, price and simulate one schedule."""
         prices = self.prices(job, ranks)
-        planned, derived = self._planned(schedule, prices)
-        priced = prices.price(planned, what_if or WhatIf())
+        planned, derived = self._planned(schedule, prices, what_if)
+        priced = prices.price(planned, what_if)
         found = steady(planned, derived, priced.timing)
         if not found.period_ps:
             where = f"profile {self.profile.name!r}: {job.workload.name!r} on {self.cluster.name}"
@@ -210,14 +223,7 @@ def with_global_batch(job: Job, global_batch: int | None, ranks: int) -> Job:
         return job
     if ranks < 1 or global_batch % ranks:
         raise ProfileError(f"--global-batch {global_batch}: is not a multiple of {ranks} ranks")
-    return Job(
-        workload=job.workload,
-        batch=global_batch // ranks,
-        tokens=job.tokens,
-        dtype=job.dtype,
-        wire=job.wire,
-        optimizer=job.optimizer,
-    )
+    return msgspec.structs.replace(job, batch=global_batch // ranks)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

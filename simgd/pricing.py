@@ -13,6 +13,7 @@ import msgspec
 
 from simgd import costs, fabrics, units
 from simgd.costs import Bound, Estimate, LayerCosts
+from simgd.errors import ProfileError
 from simgd.job import Job
 from simgd.network import Call, Demand, Network
 from simgd.profile import Execution, Host, Origin, Profile, weakest
@@ -232,19 +233,31 @@ class _Pricing:
     def _collective(self, work: Communicate, issue_s: float) -> OpTime:
         if self.alone:
             return OpTime(issue_ps=self._host_ps(issue_s))
-        nbytes = self.buckets[work.bucket].elements * WIRE_BYTES[work.wire]
-        demand = self.prices.demand(nbytes, work.collective, self.network)
+        elements = self.buckets[work.bucket].elements
+        demand = self.prices.demand(elements * WIRE_BYTES[work.wire], work.collective, self.network)
+        cast_s, casts = self._cast_s(elements, work.wire)
         self._note("communication", demand.origin)
         self.extrapolated |= demand.extrapolated
         self.collective_s += demand.solo_s
         self.algorithms[demand.algorithm] = None
         self._widest = demand.uncertainty
         return OpTime(
-            issue_ps=self._host_ps(issue_s + self.host.collective),
-            run_ps=units.picoseconds(demand.solo_s),
-            latency_ps=units.picoseconds(demand.latency_s),
+            issue_ps=self._host_ps(issue_s + self.host.collective + casts * self.host.copy),
+            run_ps=units.picoseconds(demand.solo_s + cast_s),
+            latency_ps=units.picoseconds(demand.latency_s + cast_s),
             use=demand.use,
         )
+
+    def _cast_s(self, elements: int, wire: str) -> tuple[float, int]:
+        """Return the time and the number of casts of a message: to 16 bits before it and back after it, on its lane."""
+        if wire == "float32":
+            return 0.0, 0
+        library = self.prices.profile.library
+        if library is not None and library.name == "mpi":
+            raise ProfileError(f"profile {self.prices.profile.name!r}: MPI has no bfloat16 to sum; take --wire fp32")
+        estimate = costs.cast_s(elements, self.prices.profile)
+        self._note("update", estimate.origin)
+        return 2 * estimate.seconds / self.what_if.device, 2
 
     def _noted(self, part: Part, estimate: Estimate) -> Estimate:
         self._note(part, estimate.origin)

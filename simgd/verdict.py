@@ -11,6 +11,7 @@ from simgd.job import Job
 from simgd.predict import Machine, Prediction
 from simgd.pricing import WhatIf
 from simgd.schedule import Schedule
+from simgd.schedules import parse
 from simgd.units import show_rate
 
 #: Two schedules count as equally fast within this share.
@@ -35,6 +36,10 @@ def verdict(
     base = rows[0].baseline
     parts = []
     exact = min((row for row in rows if row.staleness == 0), key=lambda row: row.iteration_s, default=None)
+    if exact is not None:
+        # What people run anyway, unless something is really faster
+        usual = [row for row in rows if row.schedule == base and row.iteration_s <= exact.iteration_s * (1 + SAME)]
+        exact = usual[0] if usual else exact
     if exact is not None:
         itself = exact.schedule == base
         parts.append(
@@ -67,26 +72,33 @@ def _crossing(rows: Sequence[Prediction], machine: Machine, job: Job, schedules:
         return ""
     studies = {row.schedule: machine.study(schedule, job, ranks) for row, schedule in zip(rows, schedules, strict=True)}
     kind = binding_links(studies[rows[0].schedule])
-    now = min(rows, key=lambda row: row.iteration_s).schedule
+    now = min(rows, key=lambda row: row.iteration_s)
+    exact = [row for row in rows if row.staleness == 0 and row.iteration_s <= now.iteration_s * (1 + SAME)]
+    now = min(exact, key=lambda row: row.iteration_s, default=now)
+
+    by_name = dict(zip(studies, schedules, strict=True))
 
     def period(name: str, factor: float) -> float:
-        return studies[name].period_if(WhatIf(links={kind: factor}))
+        schedule, what_if = by_name[name], WhatIf(links={kind: factor})
+        if isinstance(schedule, str) and parse(schedule).needs_delays:
+            return machine.study(schedule, job, ranks, what_if).period_s
+        return studies[name].period_if(what_if)
 
     for end in (_LEAST, _MOST):
         periods = {name: period(name, end) for name in studies}
         other = min(periods, key=lambda name: periods[name])
-        if periods[other] > periods[now] * (1 - SAME):
+        if periods[other] > periods[now.schedule] * (1 - SAME):
             continue
         same, changed = 1.0, end
         while max(same / changed, changed / same) > _NARROW:
             middle = (same * changed) ** 0.5
-            if period(other, middle) < period(now, middle):
+            if period(other, middle) < period(now.schedule, middle):
                 changed = middle
             else:
                 same = middle
         side = "above" if end > 1 else "below"
         return f"the order changes {side} {_rate(machine, kind, changed)}: then {other} is the fastest"
-    return f"{now} stays the fastest from 1/8 to 8 times today's {_rate(machine, kind, 1.0)}"
+    return f"{now.schedule} stays the one to take from 1/8 to 8 times today's {_rate(machine, kind, 1.0)}"
 
 
 def _rate(machine: Machine, kind: str, factor: float) -> str:
