@@ -65,6 +65,18 @@ P100_STEPS = _steps(
     {("resnet50", 32): 195, ("resnet50", 64): 219, ("vgg16", 32): 144, ("vgg16", 64): 154, ("alexnet", 512): 2987},
 )
 V100_RATES = {("resnet50", 32): 298.5, ("resnet50", 64): 343.2, ("resnet50", 128): 363.7}
+
+#: What nobody published of the V100 here, from the same class of device: P100's rate times what V100 gains over it on
+#: ResNet-50 at the same batch (AlexNet: at batch 64).
+V100_FROM_P100 = {
+    ("vgg16", 32): 144 * 298.5 / 195,
+    ("vgg16", 64): 154 * 343.2 / 219,
+    ("alexnet", 512): 2987 * 343.2 / 219,
+}
+_FROM_P100 = (
+    "{rate:.4g} images/s at batch {batch}: P100's rate (TensorFlow benchmarks, May 2017) times V100 over P100 on "
+    "ResNet-50 (MXNet, TensorFlow)"
+)
 XEON_RATES: dict[tuple[str, int], float] = {("resnet50", 64): 81.7, ("googlenet", 64): 250.5}
 
 #: Where a profile has no step of the device itself, its efficiency tells: the share of the roofline (`simgd.costs`)
@@ -333,7 +345,7 @@ GPUS = (
     _Gpu(
         cluster="dgx1-v100",
         description="DGX-1 with V100 of 16 GB, a C++ framework and NCCL as of 2019",
-        steps=_steps(_MXNET, V100_RATES),
+        steps=_steps(_MXNET, V100_RATES) + _steps(_FROM_P100, V100_FROM_P100, "modelled", 0.25),
         split=Split(
             backward_plus_update=2.85,
             origin="assumed",
@@ -357,7 +369,8 @@ GPUS = (
     _Gpu(
         cluster="dgx2-v100",
         description="DGX-2 with 16 V100 of 32 GB, a C++ framework and NCCL as of 2019",
-        steps=_steps(_MXNET + "; of a V100 SXM2, transferred to SXM3", V100_RATES, "modelled", 0.25),
+        steps=_steps(_MXNET + "; of a V100 SXM2, transferred to SXM3", V100_RATES, "modelled", 0.25)
+        + _steps(_FROM_P100, V100_FROM_P100, "modelled", 0.25),
         split=Split(
             backward_plus_update=2.85,
             origin="assumed",

@@ -71,7 +71,9 @@ def parse_table(text: str, *, where: str, name: str, cluster: Cluster | None = N
     table = _read(text, where)
     source = " ".join(table.comments) or f"table {name}"
     try:
-        workload = Workload(name=name, description=source, layers=tuple(table.layers))
+        workload = Workload(
+            name=name, description=source, layers=tuple(table.layers), batch=1, sample="iteration (unknown batch)"
+        )
         times = [
             LayerTimes(origin="measured", source=source, workload=name, batch=0, direction=direction, seconds=seconds)
             for direction, seconds in table.passes.items()

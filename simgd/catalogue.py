@@ -74,17 +74,24 @@ def workload(name: str) -> Workload:
     return _workload(name)
 
 
+def _split_nodes(name: str) -> tuple[str, str, str]:
+    """Split ``NAME:NODES``; a colon that belongs to a path (``C:/lab.toml``) splits nothing."""
+    base, colon, count = name.rpartition(":")
+    return (base, colon, count) if colon and "/" not in count and "." not in count else (name, "", "")
+
+
 def cluster(name: str) -> Cluster:
-    """Return a cluster by its name, ``NAME:NODES``, or file; of a profile's file, the cluster it was measured on.
+    """Return a cluster by its name or file, perhaps with ``:NODES``; of a profile's file, the one it was measured on.
 
     Raises ClusterError if the number of nodes is none.
     """
-    if is_file(name):
-        if not name.endswith(".toml"):
-            return files.read(name, Profile).cluster
-        return files.read(name, Cluster)
-    base, colon, count = name.partition(":")
-    found = _shipped("cluster", base, Cluster)
+    base, colon, count = _split_nodes(name)
+    if not is_file(base):
+        found = _shipped("cluster", base, Cluster)
+    elif base.endswith(".toml"):
+        found = files.read(base, Cluster)
+    else:
+        found = files.read(base, Profile).cluster
     if not colon:
         return found
     if not (count.isascii() and count.isdecimal() and int(count[:9]) > 0 and len(count) < 8):
@@ -114,15 +121,14 @@ def profile_for(on: str, cluster_: Cluster, given: Sequence[str]) -> Profile:
         for later in profiles[1:]:
             merged = merged.updated(later)
         return merged
-    if is_file(on):
-        if not on.endswith(".toml"):
-            return profile(on)
+    path = base = _split_nodes(on)[0]
+    if is_file(path):
+        if not path.endswith(".toml"):
+            return profile(path)
         base = cluster_.name
-    else:
-        base = on.partition(":")[0]
     if base in names("profile"):
         found = profile(base)
-        if is_file(on) and _data_sheet(found.cluster) != _data_sheet(cluster_):
+        if is_file(path) and _data_sheet(found.cluster) != _data_sheet(cluster_):
             raise FileError(
                 f"{on}: is called {base!r} but has another device than that one; give it a name of its own, or a "
                 "--profile"
@@ -131,8 +137,7 @@ def profile_for(on: str, cluster_: Cluster, given: Sequence[str]) -> Profile:
     for name in names("profile"):
         if _data_sheet(profile(name).cluster) == _data_sheet(cluster_):
             # Another machine with the same device: what was measured between devices stays with the machine it is of.
-            kept = msgspec.structs.replace(profile(name), name=f"{name}, costs of its device", curves=(), lines=())
-            return msgspec.structs.replace(kept, cluster=cluster_)
+            return msgspec.structs.replace(profile(name), name=f"{name}, costs of its device", curves=(), lines=())
     return Profile(name=f"nominal {cluster_.name}", cluster=cluster_)
 
 

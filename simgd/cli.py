@@ -171,6 +171,11 @@ def schedule(
     out: Annotated[Path, typer.Option(help="JSON file to write")],
     on: Annotated[str | None, typer.Option(help="cluster, for schedules that depend on costs")] = None,
     ranks: Ranks = None,
+    batch: Batch = None,
+    seq_len: Tokens = None,
+    optimizer: OptimizerName = "sgd",
+    dtype: Dtype = "fp32",
+    wire: Wire = "fp32",
     profile: Profiles = None,
 ) -> None:
     """Write a schedule as a file that the others read."""
@@ -183,7 +188,9 @@ def schedule(
     prices = None
     if on is not None:
         machine, counts = _machine(on, profile, ranks, None)
-        prices = machine.prices(_job(workload, None, None, "sgd", "fp32", "fp32"), max(counts))
+        prices = machine.prices(_job(workload, batch, seq_len, optimizer, dtype, wire), max(counts))
+    elif (batch, seq_len, optimizer, dtype, wire) != (None, None, "sgd", "fp32", "fp32"):
+        raise ScheduleError("--batch, --seq-len, --optimizer, --dtype and --wire count only with a machine: give --on")
     planned = plan(name, found, prices)
     derived = derive(planned, found)
     files.write(out, planned)
@@ -313,9 +320,9 @@ def _machine(
     from simgd.units import counts as listed
 
     cluster = catalogue.cluster(on)
-    chosen = listed(devices) if devices is not None else None
+    chosen = listed(devices, "--devices") if devices is not None else None
     if ranks is not None:
-        counts = listed(ranks)
+        counts = listed(ranks, "--ranks")
     elif chosen is not None:
         counts = (len(chosen),)
     elif cluster.device.kind == "cpu" and cluster.nodes == 1:

@@ -38,11 +38,12 @@ MOST_WARM_UP = 5
 
 
 class Prediction(Value, frozen=True, kw_only=True, omit_defaults=False):
-    """What one schedule does on so many ranks; times in seconds, memory in bytes, as DESIGN's contract names them.
+    """What one schedule does on so many ranks; times in seconds, memory in bytes.
 
     `compute_s` is the steady period with communication free, `communication_s` the sum of the schedule's collectives,
     each alone, `exposed_communication_s` the rest of the iteration beyond compute, `host_stall_s` the time for which
-    the compute lane is idle because nothing was issued. `origins` says what each part rests on; `origin` is the
+    the compute lane is idle because nothing was issued. `iteration_s` is without noise; the intervals are with it, and
+    wide enough to hold it. `memory_is_least` says that activations are unknown and left out. `origins` says what each part rests on; `origin` is the
     weakest. `repeats` is False where no steady state was found, and the period is then a mean.
     """
 
@@ -71,6 +72,7 @@ class Prediction(Value, frozen=True, kw_only=True, omit_defaults=False):
     staleness: int
     peak_memory_bytes: float
     memory_fits: bool
+    memory_is_least: bool
     bound_by: str
     origin: Origin
     extrapolated: bool
@@ -291,10 +293,10 @@ def _prediction(
         schedule=study.schedule.name,
         batch_per_rank=job.batch,
         iteration_s=period,
-        # Among many ranks one is always slow; the noiseless period is still what the fastest iteration can reach.
+        # Among many ranks one is always slow: the noisy interval can lie above the period without noise.
         iteration_low_s=min(low * spread.low, period),
         iteration_high_s=high * spread.high,
-        median_low_s=low * spread.median_low,
+        median_low_s=min(low * spread.median_low, period),
         median_high_s=high * spread.median_high,
         samples_per_s=rate,
         speedup_over_sync=sync.period_s / period,
@@ -310,6 +312,7 @@ def _prediction(
         staleness=max(study.derived.staleness.values(), default=0),
         peak_memory_bytes=memory,
         memory_fits=memory <= machine.cluster.device.memory,
+        memory_is_least=not job.workload.counted(),
         bound_by=bound_by(study, bounds.cycle),
         origin=study.priced.origin,
         extrapolated=study.priced.extrapolated,

@@ -20,6 +20,10 @@ from simgd.workload import Workload
 SHOWN_STEPS = 12
 
 
+#: What gains less stands in one line under the table.
+LEAST_GAIN = 0.0001
+
+
 def table(*columns: str, left: int = 1, title: str | None = None) -> Table:
     """Return an empty table whose first *left* columns are aligned to the left, the others to the right."""
     made = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
@@ -102,7 +106,9 @@ def predictions(rows: Sequence[Prediction], verdict: str) -> RenderableType:
             show_seconds(row.exposed_communication_s),
             show_seconds(row.host_stall_s),
             str(row.staleness),
-            show_bytes(row.peak_memory_bytes) + ("" if row.memory_fits else " !"),
+            ("> " if row.memory_is_least else "")
+            + show_bytes(row.peak_memory_bytes)
+            + ("" if row.memory_fits else " !"),
             row.bound_by,
             end_section=False,
         )
@@ -121,8 +127,9 @@ def _footnotes(rows: Sequence[Prediction]) -> Iterable[str]:
     yield f"profile {most.profile}; what the numbers rest on: {rests}" + (
         "  (~: weaker than published)" if any(weaker_than_published(row) for row in rows) else ""
     )
-    if most.algorithms:
-        yield f"collectives: {', '.join(most.algorithms)}"
+    algorithms = dict.fromkeys(name for row in rows if row.ranks == most.ranks for name in row.algorithms)
+    if algorithms:
+        yield f"collectives on {most.ranks} ranks: {', '.join(algorithms)}"
     if any(row.extrapolated for row in rows):
         yield "some costs were taken beyond where they were measured or published (extrapolated)"
     unsteady = [row for row in rows if not row.repeats]
@@ -162,7 +169,8 @@ def explanation(found: Explanation) -> RenderableType:
     for step in sorted(found.cycle, key=lambda step: -step.seconds)[:SHOWN_STEPS]:
         steps.add_row(step.op, step.what, show_seconds(step.seconds), str(step.lag) if step.lag else "")
     moves = table("if 10 % better", "iteration", "faster by", left=1)
-    for change in found.changes:
+    moving = [change for change in found.changes if abs(change.gain) >= LEAST_GAIN]
+    for change in moving:
         moves.add_row(change.resource, show_seconds(change.iteration_s), f"{100 * change.gain:.2f} %")
     head = (
         f"{found.workload}, {found.schedule}, {_count(found.ranks, 'rank')} of {found.cluster}: "
@@ -170,6 +178,9 @@ def explanation(found: Explanation) -> RenderableType:
         "ratio"
     )
     sections: list[RenderableType] = [Text(head, style="bold"), Text(), parts, Text(), steps, Text(), moves]
+    idle = [change.resource for change in found.changes if change not in moving]
+    if idle:
+        sections.append(Text(f"less than {100 * LEAST_GAIN:g} % from: {', '.join(idle)}"))
     if found.path:
         sections.append(Text(f"collectives cross {found.path}: {', '.join(found.algorithms)}"))
     return Group(*sections)

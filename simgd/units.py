@@ -112,20 +112,20 @@ def sizes(text: str) -> list[int]:
     return list(dict.fromkeys(found))
 
 
-def counts(text: str) -> tuple[int, ...]:
-    """Return whole numbers listed by commas: ranks, devices.
+def counts(text: str, what: str) -> tuple[int, ...]:
+    """Return whole numbers listed by commas; *what* names them in errors.
 
-    >>> counts("1,2,4")
+    >>> counts("1,2,4", "--ranks")
     (1, 2, 4)
-    >>> counts("1,x")
+    >>> counts("1,x", "--ranks")
     Traceback (most recent call last):
-    simgd.errors.UnitError: '1,x': 'x' is not a whole number of 0 or more; write 1,2,4,8
+    simgd.errors.UnitError: --ranks '1,x': 'x' is not a whole number of 0 or more; write 1,2,4,8
     """
     found = []
     for part in text.split(","):
         digits = part.strip()
         if not (digits.isascii() and digits.isdecimal() and len(digits) < 10):
-            raise UnitError(f"{text[:40]!r}: {digits[:40]!r} is not a whole number of 0 or more; write 1,2,4,8")
+            raise UnitError(f"{what} {text[:40]!r}: {digits[:40]!r} is not a whole number of 0 or more; write 1,2,4,8")
         found.append(int(digits))
     return tuple(found)
 

@@ -1,12 +1,12 @@
 """The meaning of a schedule, played out as plainly as possible: the answer that the fast ones are held against.
 
 Model
-    Written from DESIGN.md sections 2 and 3 before the simulator was read. Every instance of every op of every rank is
+    Written from the design of schedules alone, before the simulator was read. Every instance of every op of every rank is
     unrolled first. Then a clock of whole picoseconds jumps to the next instant at which anything ends; at each instant
     all that may start or end does, until nothing moves. Work left is a fraction; an op ends at the first whole
     picosecond at which none is left.
 
-    Where DESIGN.md leaves a choice open, the simulator's was taken: a skipped update keeps its place in its lane but
+    Where the design leaves a choice open, the simulator's was taken: a skipped update keeps its place in its lane but
     costs nothing; an op that the host runs itself is issued before it waits; during its latency a collective slows
     nobody and is not slowed; an op never overlaps itself, however many collectives are in flight.
 

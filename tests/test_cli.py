@@ -1,4 +1,4 @@
-"""The command line is a contract that scripts rely on: commands, options, defaults and keys of DESIGN's section 6."""
+"""The command line is a contract that scripts rely on: commands, options, defaults and keys."""
 
 import gzip
 import io

@@ -1,4 +1,4 @@
-"""The five facts of DESIGN.md section 2, for any costs."""
+"""The five facts that the design of the schedules rests on, for any costs."""
 
 from collections.abc import Mapping
 from fractions import Fraction

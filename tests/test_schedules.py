@@ -18,7 +18,7 @@ from simgd.workload import Layer, Tensor, Workload
 #: Sent in the order w2, w1, w0: 12, 8 and 16 bytes.
 THREE = small_workload(4, 2, 3)
 
-#: One name of every row of the table in DESIGN.md that is built.
+#: One name of every row of the table of schedules.
 FAMILIES = (
     "sync", "bucketed:1B", "bucketed:16B", "layerwise", "layerwise:tensor", "layerwise:16B", "layerwise:join",
     "async:1", "async:2:1B", "async:1:all", "async:3:all", "async_layerwise:1", "async_layerwise:3",
