@@ -76,8 +76,10 @@ def workload(name: str) -> Workload:
 
 def _split_nodes(name: str) -> tuple[str, str, str]:
     """Split ``NAME:NODES``; a colon that belongs to a path (``C:/lab.toml``) splits nothing."""
+    if is_file(name):
+        return name, "", ""
     base, colon, count = name.rpartition(":")
-    return (base, colon, count) if colon and "/" not in count and "." not in count else (name, "", "")
+    return (base, colon, count) if is_file(base) else name.partition(":")
 
 
 def cluster(name: str) -> Cluster:

@@ -154,7 +154,7 @@ def _ring(kind: CollectiveKind, fabric: Fabric, protocol: Protocol) -> Candidate
     turns = 2 if kind == "all_reduce" else 1
     steps = turns * (ranks - 1)
     crossing = turns * (nodes - 1)
-    inside_us = _hop(protocol, fabric.inside)[0] + 1e6 * fabric.inside_extra_s
+    inside_us = max(0.0, _hop(protocol, fabric.inside)[0] + 1e6 * fabric.inside_extra_s)
     net_us = _hop(protocol, "net")[0] + 1e6 * fabric.net_extra_s
     latency_us = protocol.base_ring_us + (steps - crossing) * inside_us + crossing * net_us
     if nodes > 1 and kind == "all_reduce" and protocol.name == "Simple":
@@ -170,7 +170,7 @@ def _tree(fabric: Fabric, protocol: Protocol) -> Candidate:
     the other half to its parent: twice its bytes in all, or once with two nodes.
     """
     ranks, nodes = fabric.ranks, fabric.nodes
-    inside_us = _hop(protocol, fabric.inside)[1] + 1e6 * fabric.inside_extra_s
+    inside_us = max(0.0, _hop(protocol, fabric.inside)[1] + 1e6 * fabric.inside_extra_s)
     net_us = _hop(protocol, "net")[1] + 1e6 * fabric.net_extra_s
     latency_us = protocol.base_tree_us + 2 * (
         (math.ceil(ranks / nodes) - 1) * inside_us + (math.ceil(math.log2(nodes)) * net_us if nodes > 1 else 0.0)
@@ -192,7 +192,7 @@ def _nvls(kind: CollectiveKind, fabric: Fabric, protocol: Protocol) -> list[Cand
     if fabric.port_bytes_per_s <= 0 or fabric.nodes > 1 or kind == "broadcast":
         return []
     parts = 1 + 1 / fabric.ranks if kind == "all_reduce" else 1.0
-    latency_us = protocol.base_ring_us + _hop(protocol, "nvlink")[0] + 1e6 * fabric.inside_extra_s
+    latency_us = protocol.base_ring_us + max(0.0, _hop(protocol, "nvlink")[0] + 1e6 * fabric.inside_extra_s)
     rate = _capped(fabric.port_bytes_per_s * protocol.efficiency, protocol)
     return [Candidate("nvls", 1e-6 * latency_us, parts / rate)]
 

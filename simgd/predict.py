@@ -43,8 +43,9 @@ class Prediction(Value, frozen=True, kw_only=True, omit_defaults=False):
     `compute_s` is the steady period with communication free, `communication_s` the sum of the schedule's collectives,
     each alone, `exposed_communication_s` the rest of the iteration beyond compute, `host_stall_s` the time for which
     the compute lane is idle because nothing was issued. `iteration_s` is without noise; the intervals are with it, and
-    wide enough to hold it. `memory_is_least` says that activations are unknown and left out. `origins` says what each part rests on; `origin` is the
-    weakest. `repeats` is False where no steady state was found, and the period is then a mean.
+    wide enough to hold it. `memory_is_least` says that activations are unknown and left out. `origins` says what each
+    part rests on; `origin` is the weakest. `repeats` is False where no steady state was found, and the period is then
+    a mean.
     """
 
     workload: str

@@ -1,9 +1,9 @@
 """The meaning of a schedule, played out as plainly as possible: the answer that the fast ones are held against.
 
 Model
-    Written from the design of schedules alone, before the simulator was read. Every instance of every op of every rank is
-    unrolled first. Then a clock of whole picoseconds jumps to the next instant at which anything ends; at each instant
-    all that may start or end does, until nothing moves. Work left is a fraction; an op ends at the first whole
+    Written from the design of schedules alone, before the simulator was read. Every instance of every op of every rank
+    is unrolled first. Then a clock of whole picoseconds jumps to the next instant at which anything ends; at each
+    instant all that may start or end does, until nothing moves. Work left is a fraction; an op ends at the first whole
     picosecond at which none is left.
 
     Where the design leaves a choice open, the simulator's was taken: a skipped update keeps its place in its lane but

@@ -149,7 +149,9 @@ def test_another_machine_with_a_known_device_gets_its_costs_but_not_its_curves(t
     files.write(tmp_path / "lab.toml", cluster)
     found = catalogue.profile_for(str(tmp_path / "lab.toml"), cluster, [])
     assert (found.host, found.library, found.links) == (shipped.host, shipped.library, shipped.links)
-    assert (found.curves, found.cluster.name) == ((), "lab")
+    assert found.curves == ()
+    # rates are those of the machine that they were found on; the network scales them to this one's nominal rates
+    assert found.cluster == shipped.cluster
 
 
 def test_a_profile_of_another_device_is_refused():

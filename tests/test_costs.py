@@ -6,6 +6,7 @@ from simgd import catalogue, schedules
 from simgd.costs import (
     COPY_EFFICIENCY,
     FALLBACK_EFFICIENCY,
+    Estimate,
     LayerCosts,
     copy_s,
     intensity,
@@ -187,8 +188,8 @@ def test_a_split_says_how_much_of_a_step_is_forward():
     assert forward + backward + update_s(1_500_000, job(NET), profile()).seconds == pytest.approx(0.1)
 
 
-def test_another_batch_is_modelled_and_extrapolated():
-    entries = (step("net", 10, 0.1), step("net", 1000, 50.0))
+def test_a_batch_beyond_the_published_ones_is_modelled_and_extrapolated():
+    entries = (step("net", 10, 0.1),)
     found = costs(profile(steps=entries), job(NET, batch=20)).of("conv", "forward")
     at_10 = costs(profile(steps=entries)).of("conv", "forward")
     # all of this network's work is in proportion to its samples
@@ -196,11 +197,52 @@ def test_another_batch_is_modelled_and_extrapolated():
     assert (found.origin, found.uncertainty, found.extrapolated) == ("modelled", 0.25, True)
 
 
-def test_the_nearest_batch_is_taken():
+def test_between_two_published_batches_the_efficiency_is_linear_in_log_batch():
     entries = (step("net", 10, 0.1), step("net", 1000, 50.0))
-    update = update_s(1_500_000, job(NET), profile()).seconds
-    found = costs(profile(steps=entries), job(NET, batch=500)).of("conv", "forward")
-    assert found.seconds == pytest.approx((50.0 - update) * 12 / 56 / 2)
+    # all of this network's work is in proportion to its samples: the time of one at 10, at 1000, and half way at 100
+    at = {
+        batch: costs(profile(steps=entries), job(NET, batch=batch)).of("conv", "forward") for batch in (10, 100, 1000)
+    }
+    half_way = (at[10].seconds / 10 + at[1000].seconds / 1000) / 2
+    assert at[100].seconds == pytest.approx(100 * half_way)
+    assert (at[100].origin, at[100].uncertainty, at[100].extrapolated) == ("modelled", 0.25, False)
+
+
+@pytest.mark.parametrize("name", ["resnet50", "gpt2", "vit-b16", "bert-large", "alexnet"])
+@pytest.mark.parametrize("cluster", ["dgx1-p100", "dgx1-v100", "dgx-h200"])
+def test_a_larger_batch_never_takes_less_time(name, cluster):
+    shipped, workload = catalogue.profile(cluster), catalogue.workload(name)
+    before = 0.0
+    for batch in (1, 2, 3, 4, 6, 7, 16, 31, 32, 33, 45, 46, 63, 64, 65, 128, 512, 513):
+        trained = Job(workload=workload, batch=batch, tokens=workload.tokens)
+        times = LayerCosts(trained, shipped)
+        total = sum(
+            times.of(layer.name, direction).seconds
+            for layer in workload.layers
+            for direction in ("forward", "backward")
+        )
+        assert total > before
+        before = total
+
+
+def test_a_newer_device_of_a_class_is_faster_where_only_the_older_one_was_published():
+    for name in ("vgg16", "alexnet", "gpt2", "bert-large", "vit-b16", "googlenet"):
+        workload = catalogue.workload(name)
+        trained = Job(workload=workload, batch=workload.batch, tokens=workload.tokens)
+        old, new = (LayerCosts(trained, catalogue.profile(machine)) for machine in ("dgx1-p100", "dgx1-v100"))
+        layers = [layer.name for layer in workload.layers]
+        assert sum(new.of(n, "forward").seconds for n in layers) < sum(old.of(n, "forward").seconds for n in layers)
+
+
+def test_an_assumed_split_gives_its_doubt_to_the_pass_that_follows_from_it():
+    split = Split(origin="assumed", source="a guess", uncertainty=0.25, backward_plus_update=2.0)
+    measured = LayerTimes(
+        origin="measured", source="a run", workload="table", batch=0, direction="backward", seconds={"conv": 0.2}
+    )
+    table = Workload(name="table", layers=(Layer(name="conv", tensors=(Tensor("conv.w", (3,)),)),))
+    found = costs(profile(layers=(measured,), split=split), job(table))
+    assert found.of("conv", "forward") == Estimate(seconds=0.1, origin="assumed", uncertainty=0.25)
+    assert found.of("conv", "backward") == Estimate(seconds=0.2, origin="measured", uncertainty=0.0)
 
 
 def test_the_optimizer_is_no_part_of_what_a_step_says_of_its_passes():

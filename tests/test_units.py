@@ -174,10 +174,10 @@ def test_a_span_that_leads_nowhere_is_refused(text):
 
 @given(st.lists(st.integers(0, 999_999_999), min_size=1, max_size=8))
 def test_counts_are_read_as_they_are_written(numbers):
-    assert units.counts(",".join(map(str, numbers))) == tuple(numbers)
+    assert units.counts(",".join(map(str, numbers)), "--ranks") == tuple(numbers)
 
 
 @pytest.mark.parametrize("text", ["", ",", "1,,2", "-1", "1.5", "1e3", "x", "٣", "9" * 12])
 def test_counts_are_whole_numbers(text):
     with pytest.raises(UnitError, match="is not a whole number of 0 or more"):
-        units.counts(text)
+        units.counts(text, "--ranks")

@@ -96,7 +96,7 @@ def test_the_order_changes_where_the_verdict_says_so(cluster, network, schedules
 
     found = re.search(r"the order changes (above|below) ([\d.]+) GB/s per .*: then (\S+) is the fastest", text)
     if found is None:
-        assert f"{fastest} stays the fastest from 1/8 to 8 times today's" in text
+        assert f"{fastest} stays the one to take from 1/8 to 8 times today's" in text
         for factor in (1 / 8, 8):
             there = periods(factor)
             assert there[fastest] <= 1.01 * min(there.values())
