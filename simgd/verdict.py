@@ -35,11 +35,7 @@ def verdict(
     rows = [prediction for prediction in predictions if prediction.ranks == most]
     base = rows[0].baseline
     parts = []
-    exact = min((row for row in rows if row.staleness == 0), key=lambda row: row.iteration_s, default=None)
-    if exact is not None:
-        # What people run anyway, unless something is really faster
-        usual = [row for row in rows if row.schedule == base and row.iteration_s <= exact.iteration_s * (1 + SAME)]
-        exact = usual[0] if usual else exact
+    exact = _of_same_result(rows)
     if exact is not None:
         itself = exact.schedule == base
         parts.append(
@@ -54,28 +50,38 @@ def verdict(
                 f": worth it if it needs fewer than {gain:.2f}x the iterations" if gain > 1 + SAME else ": not worth it"
             )
         parts.append(text)
-    parts.append(_crossing(rows, machine, job, schedules))
+    fastest = min(rows, key=lambda row: row.iteration_s)
+    chosen = exact if exact is not None and exact.iteration_s <= fastest.iteration_s * (1 + SAME) else fastest
+    parts.append(_crossing(rows, chosen, machine, job, schedules))
     unfit = [row.schedule for row in rows if not row.memory_fits]
     if unfit:
         parts.append(f"too large for the device's memory: {', '.join(unfit)}")
     return "; ".join(part for part in parts if part)
 
 
+def _of_same_result(rows: Sequence[Prediction]) -> Prediction | None:
+    """Return the fastest row without staleness; what people run anyway, unless something is really faster."""
+    fresh = [row for row in rows if row.staleness == 0]
+    if not fresh:
+        return None
+    fastest = min(fresh, key=lambda row: row.iteration_s)
+    usual = (row for row in fresh if row.schedule == row.baseline)
+    return next((row for row in usual if row.iteration_s <= fastest.iteration_s * (1 + SAME)), fastest)
+
+
 def _over(gain: float, base: str) -> str:
     return f"{gain:.2f}x over {base}"
 
 
-def _crossing(rows: Sequence[Prediction], machine: Machine, job: Job, schedules: Sequence[str | Schedule]) -> str:
-    """Return the nearest rate of the binding link kind at which another schedule is the fastest."""
+def _crossing(
+    rows: Sequence[Prediction], now: Prediction, machine: Machine, job: Job, schedules: Sequence[str | Schedule]
+) -> str:
+    """Return the rate of the binding kind of link from which on another schedule than *now* is the fastest."""
     ranks = rows[0].ranks
     if ranks == 1 or len(schedules) < 2:
         return ""
     studies = {row.schedule: machine.study(schedule, job, ranks) for row, schedule in zip(rows, schedules, strict=True)}
     kind = binding_links(studies[rows[0].schedule])
-    now = min(rows, key=lambda row: row.iteration_s)
-    exact = [row for row in rows if row.staleness == 0 and row.iteration_s <= now.iteration_s * (1 + SAME)]
-    now = min(exact, key=lambda row: row.iteration_s, default=now)
-
     by_name = dict(zip(studies, schedules, strict=True))
 
     def period(name: str, factor: float) -> float:
@@ -92,7 +98,7 @@ def _crossing(rows: Sequence[Prediction], machine: Machine, job: Job, schedules:
         same, changed = 1.0, end
         while max(same / changed, changed / same) > _NARROW:
             middle = (same * changed) ** 0.5
-            if period(other, middle) < period(now.schedule, middle):
+            if period(other, middle) < period(now.schedule, middle) * (1 - SAME):
                 changed = middle
             else:
                 same = middle

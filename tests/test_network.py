@@ -232,3 +232,24 @@ def test_an_answer_is_kept() -> None:
     found = network("dgx-h100", 128)
     call = Call("all_reduce", 1000, 1024)
     assert found.demand(call) is found.demand(call)
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "low", "high"),
+    [(2**29, 2**33, -0.07, -0.01), (2**23, 2**28, -0.38, -0.16), (2**15, 2**20, -0.69, -0.60)],
+)
+def test_without_its_curve_the_a100_model_errs_as_the_readme_says(
+    first: int, last: int, low: float, high: float
+) -> None:
+    """Published all-reduce times of 8 A100, none of which went into the model."""
+    profile = shipped("dgx-a100")
+    (curve,) = profile.curves
+    model = Network(profile.cluster, msgspec.structs.replace(profile, curves=()))
+    errors = [
+        model.demand(Call("all_reduce", int(size), 8)).solo_s / seconds - 1
+        for size, seconds in curve.points
+        if first <= size <= last
+    ]
+    assert len(errors) >= 3
+    assert low < min(errors)
+    assert max(errors) < high
