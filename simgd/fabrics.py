@@ -350,11 +350,12 @@ def _gate(
         used.update(dict.fromkeys(_nearest(near, kinds, device, nics)))
     if not used:
         raise ClusterError(f"no path from {', '.join(devices)} to a nic without other devices between")
-    flow: dict[str, dict[str, float]] = {}
+    import networkx  # here, since only machines of several nodes need it, and it takes a quarter of a second
+
+    flow: networkx.DiGraph[str] = networkx.DiGraph()
 
     def join(a: str, b: str, rate: float) -> None:
-        flow.setdefault(a, {})[b] = flow.get(a, {}).get(b, 0.0) + rate
-        flow.setdefault(b, {}).setdefault(a, 0.0)
+        flow.add_edge(a, b, capacity=rate + (flow.edges[a, b]["capacity"] if flow.has_edge(a, b) else 0.0))
 
     for link, rate in zip(links, usable, strict=True):
         for a, b in (link.ends, link.ends[::-1]):
@@ -365,7 +366,7 @@ def _gate(
         join("\0from", device, float("inf"))
     for nic in used:
         join(nic, "\0to", nic_bytes_per_s)
-    return _maximum_flow(flow)
+    return float(networkx.maximum_flow_value(flow, "\0from", "\0to"))
 
 
 def _nearest(near: Mapping[str, list[str]], kinds: Mapping[str, str], device: str, nics: tuple[str, ...]) -> list[str]:
@@ -383,30 +384,3 @@ def _nearest(near: Mapping[str, list[str]], kinds: Mapping[str, str], device: st
                     following.append(other)
         front = following
     return []
-
-
-def _maximum_flow(flow: dict[str, dict[str, float]]) -> float:
-    """Return the largest flow from the vertex ``from`` to ``to`` (Edmonds and Karp); *flow* is used up."""
-    total = 0.0
-    while True:
-        came = {"\0from": ""}
-        front = ["\0from"]
-        while front and "\0to" not in came:
-            following: list[str] = []
-            for a in front:
-                for b, rate in flow[a].items():
-                    if rate > 1e-6 and b not in came:
-                        came[b] = a
-                        following.append(b)
-            front = following
-        if "\0to" not in came:
-            return total
-        path = ["\0to"]
-        while path[-1] != "\0from":
-            path.append(came[path[-1]])
-        steps = list(zip(path[1:], path, strict=False))
-        least = min(flow[a][b] for a, b in steps)
-        for a, b in steps:
-            flow[a][b] -= least
-            flow[b][a] += least
-        total += least

@@ -117,9 +117,10 @@ def plain(value: Any) -> Any:
     return raw
 
 
-def to_json(value: Any, *, indent: int = 1) -> bytes:
-    """Return *value* as indented JSON, one key a line."""
-    return msgspec.json.format(msgspec.json.encode(plain(value)), indent=indent) + b"\n"
+def to_json(value: Any) -> bytes:
+    """Return *value* as indented JSON, one key a line; a list of numbers stays on one line, since columns are long."""
+    text = msgspec.json.format(msgspec.json.encode(plain(value)), indent=1)
+    return _NUMBERS.sub(lambda found: b" ".join(found[0].split()), text) + b"\n"
 
 
 def to_toml(value: Any) -> bytes:
@@ -212,6 +213,8 @@ def _encode(value: Any) -> Any:
         return float(value)
     raise TypeError(f"a file cannot hold a {type(value).__name__}")
 
+
+_NUMBERS = re.compile(rb"\[\s+(?:-?[\d.eE+-]+,\s+)*-?[\d.eE+-]+\s+\]")
 
 _PLACE = re.compile(r"(?s)(.*?)(?: - at `\$\.?(.*?)`)?")
 

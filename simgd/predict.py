@@ -17,7 +17,7 @@ import msgspec
 from simgd import noise, units
 from simgd.costs import LayerCosts, peak_memory_bytes
 from simgd.errors import ProfileError, ScheduleError
-from simgd.files import Value
+from simgd.files import Value, check_positive
 from simgd.job import Job
 from simgd.network import Network
 from simgd.plan import WIRE, plan
@@ -83,6 +83,18 @@ class Prediction(Value, frozen=True, kw_only=True, omit_defaults=False):
     repeats: bool
     steady_iterations: int
     warm_up_iterations: int
+
+    def __post_init__(self) -> None:
+        where = f"prediction of {self.schedule!r} on {self.ranks} ranks"
+        check_positive(ProfileError, where, ranks=self.ranks, batch_per_rank=self.batch_per_rank)
+        for name, low, high in (
+            ("iteration_s", self.iteration_low_s, self.iteration_high_s),
+            ("iteration_s", self.median_low_s, self.median_high_s),
+            ("speedup_over_one", self.speedup_over_one_low, self.speedup_over_one_high),
+        ):
+            # as many digits as two ways of adding the same costs agree in
+            if not low * (1 - 1e-9) <= getattr(self, name) <= high * (1 + 1e-9):
+                raise ProfileError(f"{where}: {name} is {getattr(self, name)}, outside its interval {low} to {high}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -283,6 +295,11 @@ def _prediction(
     rate = ranks * job.batch / period
     bounds = _Bounds(study)
     low, high = bounds.period_s(-1.0, -1.0), bounds.period_s(1.0, 1.0)
+    speedups = (
+        ranks * job.batch / bounds.period_s(-1.0, 1.0) / alone.fast,
+        rate / alone.rate,
+        ranks * job.batch / bounds.period_s(1.0, -1.0) / alone.slow,
+    )
     spread = _spread(machine, study, seed)
     compute = bounds.compute_s() if ranks > 1 else period
     memory = peak_memory_bytes(study.schedule, job, machine.profile)
@@ -294,17 +311,17 @@ def _prediction(
         schedule=study.schedule.name,
         batch_per_rank=job.batch,
         iteration_s=period,
-        # Among many ranks one is always slow: the noisy interval can lie above the period without noise.
+        # Noisy intervals can miss the period without noise: one of many ranks is always slow, one draw may be fast.
         iteration_low_s=min(low * spread.low, period),
-        iteration_high_s=high * spread.high,
+        iteration_high_s=max(high * spread.high, period),
         median_low_s=min(low * spread.median_low, period),
-        median_high_s=high * spread.median_high,
+        median_high_s=max(high * spread.median_high, period),
         samples_per_s=rate,
         speedup_over_sync=sync.period_s / period,
         speedup_over_baseline=base.period_s / period,
         speedup_over_one=rate / alone.rate,
-        speedup_over_one_low=ranks * job.batch / bounds.period_s(-1.0, 1.0) / alone.fast,
-        speedup_over_one_high=ranks * job.batch / bounds.period_s(1.0, -1.0) / alone.slow,
+        speedup_over_one_low=min(speedups),
+        speedup_over_one_high=max(speedups),
         efficiency=rate / alone.rate / ranks,
         compute_s=compute,
         communication_s=study.priced.collective_s,

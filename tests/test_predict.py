@@ -1,10 +1,12 @@
 """Predictions against closed forms, and laws that hold for every machine and schedule."""
 
+import json
+
 import msgspec
 import pytest
 
-from simgd import catalogue, schedules
-from simgd.errors import SimgdError
+from simgd import catalogue, cli, files, schedules
+from simgd.errors import FileError, SimgdError
 from simgd.job import Job, job
 from simgd.predict import Machine, Prediction, predict, trace_of
 from simgd.pricing import WhatIf
@@ -236,3 +238,17 @@ def test_a_trace_shows_every_op_of_every_shown_rank():
     assert trace.ranks == 8
     ran = {(event.rank, event.op) for event in trace if event.lane != "host"}
     assert ran == {(rank, op.name) for rank in range(8) for op in study.schedule.ops}
+
+
+def test_predictions_are_read_back_from_what_json_prints(capsys):
+    assert cli.run(["predict", "mlp", "--on", "dgx1-p100", "--ranks", "1,2", "--json"]) == 0
+    raw = json.loads(capsys.readouterr().out)["predictions"]
+    found = files.convert(raw, tuple[Prediction, ...], where="predictions")
+    assert json.loads(files.to_json(found)) == raw
+
+
+def test_a_prediction_outside_its_own_interval_is_refused(capsys):
+    assert cli.run(["predict", "mlp", "--on", "dgx1-p100", "--ranks", "2", "--schedules", "sync", "--json"]) == 0
+    (raw,) = json.loads(capsys.readouterr().out)["predictions"]
+    with pytest.raises(FileError, match=r"iteration_s is 1\.0, outside its interval"):
+        files.convert(raw | {"iteration_s": 1.0}, Prediction, where="predictions")
