@@ -6,6 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from simgd import catalogue
+from simgd.costs import LayerCosts
+from simgd.job import job
+
 STUDY = Path(__file__).parent.parent / "studies/googlenet_k80"
 
 
@@ -37,3 +41,32 @@ def test_the_forward_pass_is_the_stated_share_of_the_measured_backward_pass(stud
         if (row["backward_over_forward"], row["ranks"], row["schedule"]) == (2.0, 2, "sync")
     ]
     assert row["compute_ms"] == pytest.approx(201.533 * 1.5 + 0.59, abs=0.05)
+
+
+def test_an_update_beside_a_pass_hides_less_than_a_third_of_itself_in_the_committed_record():
+    record = json.loads((STUDY.parent / "update_beside_backward/h200.json").read_text())
+    assert [(case["network"], case["batch"]) for case in record["cases"]] == [
+        ("resnet50", 32),
+        ("resnet50", 128),
+        ("vgg16", 32),
+        ("alexnet", 128),
+    ]
+    for case in record["cases"]:
+        hidden = (case["in_turn_ms"] - case["beside_ms"]) / case["update_ms"]
+        assert 0.15 < hidden < 0.30
+        assert case["beside_over_in_turn"] == pytest.approx(case["beside_ms"] / case["in_turn_ms"], abs=1e-4)
+
+
+def test_the_h200_profiles_passes_are_within_their_interval_of_the_committed_record():
+    record = json.loads((STUDY.parent / "update_beside_backward/h200.json").read_text())
+    profile = catalogue.profile("dgx-h200")
+    for case in record["cases"]:
+        trained = job(catalogue.workload(case["network"]), batch=case["batch"], dtype="tf32")
+        costs = LayerCosts(trained, profile)
+        estimates = [
+            costs.of(layer.name, direction)
+            for layer in trained.workload.layers
+            for direction in ("forward", "backward")
+        ]
+        error = sum(estimate.seconds for estimate in estimates) / (case["passes_ms"] * 1e-3) - 1
+        assert abs(error) < max(estimate.uncertainty for estimate in estimates)
