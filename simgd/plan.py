@@ -9,14 +9,14 @@ Model
 from collections.abc import Mapping
 
 from simgd.pricing import AS_IT_IS, Prices, WhatIf
-from simgd.schedule import Schedule
+from simgd.schedule import Schedule, Wire
 from simgd.schedules import Choice, build, parse
 from simgd.schedules.named import buckets_of
 from simgd.simulator import steady
 from simgd.soundness import derive
 from simgd.workload import Workload
 
-WIRE = {"fp32": "float32", "bf16": "bfloat16"}
+WIRE: dict[str, Wire] = {"fp32": "float32", "bf16": "bfloat16"}
 
 #: A delay that gains less than this share is not worth its staleness.
 AS_FAST = 0.002
@@ -28,12 +28,12 @@ def plan(name: str, workload: Workload, prices: Prices | None = None, what_if: W
     Raises ScheduleError if its delays depend on costs and *prices* are not given.
     """
     choice = parse(name)
-    wire = WIRE[prices.job.wire] if prices is not None else "float32"
-    delays = _delays(choice, prices, what_if) if choice.needs_delays and prices is not None else None
-    return build(choice, workload, wire=wire, delays=delays)  # type: ignore[arg-type]
+    wire: Wire = WIRE[prices.job.wire] if prices is not None else "float32"
+    delays = _delays(choice, prices, wire, what_if) if choice.needs_delays and prices is not None else None
+    return build(choice, workload, wire=wire, delays=delays)
 
 
-def _delays(choice: Choice, prices: Prices, what_if: WhatIf) -> Mapping[str, int]:
+def _delays(choice: Choice, prices: Prices, wire: Wire, what_if: WhatIf) -> Mapping[str, int]:
     """Return the delay of each bucket: 0, or for the last ones to arrive what hides their own communication.
 
     A delayed bucket is applied right behind its backward pass, so the iteration cannot be shorter than (reduction +
@@ -41,7 +41,7 @@ def _delays(choice: Choice, prices: Prices, what_if: WhatIf) -> Mapping[str, int
     """
     workload = prices.job.workload
     names = [bucket.name for bucket in buckets_of(choice, workload)]
-    timing = prices.price(build(choice, workload, delays=dict.fromkeys(names, 1)), what_if).timing
+    timing = prices.price(build(choice, workload, wire=wire, delays=dict.fromkeys(names, 1)), what_if).timing
     messages = {name: timing.ops[f"all_reduce {name}"].run_ps for name in names}
     applied = {name: timing.ops[f"update {name}"].run_ps + timing.ops[f"copy {name}"].run_ps for name in names}
     compute = sum(time.run_ps for op, time in timing.ops.items() if not op.startswith("all_reduce "))
@@ -56,7 +56,7 @@ def _delays(choice: Choice, prices: Prices, what_if: WhatIf) -> Mapping[str, int
 
     def period_with(count: int) -> float:
         if count not in found:
-            planned = build(choice, workload, delays=with_delayed(count))
+            planned = build(choice, workload, wire=wire, delays=with_delayed(count))
             priced = prices.price(planned, what_if)
             found[count] = float(steady(planned, derive(planned, workload), priced.timing).period_ps)
         return found[count]
@@ -64,16 +64,12 @@ def _delays(choice: Choice, prices: Prices, what_if: WhatIf) -> Mapping[str, int
     def fast(count: int) -> bool:
         return period_with(count) <= min(found.values()) * (1 + AS_FAST)
 
-    period_with(len(names))
-    if fast(0) or len(names) == 1:
-        return with_delayed(0 if fast(0) else 1)
-    too_few, enough = 0, len(names) if fast(len(names)) else 0
-    if not enough:
-        return with_delayed(0)
-    while enough - too_few > 1:
+    too_few, enough = 0, len(names)
+    period_with(enough)
+    while not fast(0) and enough - too_few > 1:
         middle = (too_few + enough) // 2
         if fast(middle):
             enough = middle
         else:
             too_few = middle
-    return with_delayed(min(found, key=lambda count: (found[count] > min(found.values()) * (1 + AS_FAST), count)))
+    return with_delayed(min(count for count in found if fast(count)))

@@ -37,6 +37,14 @@ def test_auto_is_as_fast_as_no_delay_and_as_one_iteration_of_delay_everywhere(cl
         assert set(auto.derived.staleness.values()) == {0}
 
 
+def test_auto_chooses_for_the_wire_that_is_used():
+    on, trained = machine("dgx1-p100"), job(catalogue.workload("vgg16"), batch=8, wire="bf16")
+    auto, none, one = (
+        on.study(name, trained, 2) for name in ("async_layerwise:auto", "layerwise", "async_layerwise:1")
+    )
+    assert auto.period_s <= min(none.period_s, one.period_s) * (1 + AS_FAST)
+
+
 def test_auto_delays_the_layers_in_front_whose_gradients_come_last_and_are_needed_first():
     workload = catalogue.workload("alexnet")
     on = machine("pcie-box")
