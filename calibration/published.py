@@ -317,6 +317,14 @@ _QPI_V100 = _link(
 )
 _FROM_H200 = "; transferred to this machine"
 
+_SPLIT_V100 = Split(
+    backward_plus_update=2.85,
+    origin="assumed",
+    uncertainty=0.25,
+    source="MXNet on P100, ResNet-50 and InceptionV3: 2.8-2.9 times forward; transferred to V100",
+)
+_EFFICIENCY_V100 = _share(V100_SHARE, "ResNet-50 at 363.7 images/s (MXNet, V100, batch 128)")
+
 GPUS = (
     _Gpu(
         cluster="dgx1-p100",
@@ -346,13 +354,8 @@ GPUS = (
         cluster="dgx1-v100",
         description="DGX-1 with V100 of 16 GB, a C++ framework and NCCL as of 2019",
         steps=_steps(_MXNET, V100_RATES) + _steps(_FROM_P100, V100_FROM_P100, "modelled", 0.25),
-        split=Split(
-            backward_plus_update=2.85,
-            origin="assumed",
-            uncertainty=0.25,
-            source="MXNet on P100, ResNet-50 and InceptionV3: 2.8-2.9 times forward; transferred to V100",
-        ),
-        efficiency=_share(V100_SHARE, "ResNet-50 at 363.7 images/s (MXNet, V100, batch 128)"),
+        split=_SPLIT_V100,
+        efficiency=_EFFICIENCY_V100,
         links=(
             _nvlink(21e9, "Volta NVLink moves 20-22 GB/s by version, 21 in v2.5 and v2.6 (nominal 25)"),
             _pcie(3, 12e9),
@@ -371,13 +374,8 @@ GPUS = (
         description="DGX-2 with 16 V100 of 32 GB, a C++ framework and NCCL as of 2019",
         steps=_steps(_MXNET + "; of a V100 SXM2, transferred to SXM3", V100_RATES, "modelled", 0.25)
         + _steps(_FROM_P100, V100_FROM_P100, "modelled", 0.25),
-        split=Split(
-            backward_plus_update=2.85,
-            origin="assumed",
-            uncertainty=0.25,
-            source="MXNet on P100, ResNet-50 and InceptionV3: 2.8-2.9 times forward; transferred to V100",
-        ),
-        efficiency=_share(V100_SHARE, "ResNet-50 at 363.7 images/s (MXNet, V100, batch 128)"),
+        split=_SPLIT_V100,
+        efficiency=_EFFICIENCY_V100,
         links=(
             _nvlink(21e9, "Volta NVLink moves 20-22 GB/s by version, 21 in v2.5 and v2.6 (nominal 25)"),
             _pcie(3, 12e9),

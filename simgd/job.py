@@ -7,8 +7,6 @@ from simgd.files import Value
 from simgd.profile import Dtype
 from simgd.workload import Workload
 
-Optimizer = Literal["sgd", "adamw"]
-
 #: By optimizer: (bytes that an update reads and writes for each parameter, bytes of state for each parameter), at 4
 #: bytes a number. SGD with momentum reads gradient, momentum and weight and writes the last two; AdamW has two moments.
 OPTIMIZERS: dict[str, tuple[int, int]] = {"sgd": (20, 4), "adamw": (28, 8)}

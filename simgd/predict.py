@@ -11,6 +11,7 @@ Model
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import assert_never
 
 import msgspec
 
@@ -23,12 +24,11 @@ from simgd.network import Network
 from simgd.plan import WIRE, plan
 from simgd.pricing import AS_IT_IS, Part, Priced, Prices, WhatIf
 from simgd.profile import Origin, Profile
-from simgd.schedule import Communicate, Schedule
+from simgd.schedule import Backward, Communicate, Forward, Map, Schedule, Update, Wait, Work
 from simgd.schedules import parse
 from simgd.simulator import Steady, simulate, steady
 from simgd.soundness import Derived, derive
 from simgd.steady_state import Cycle, EventGraph
-from simgd.timing import Timing
 from simgd.topology import Cluster
 from simgd.trace import Trace
 
@@ -116,13 +116,9 @@ class Studied:
         """Return the timed event graph, without interference and with one collective in flight."""
         return EventGraph(self.schedule, self.derived, replace(self.priced.timing, in_flight=1))
 
-    def timing_if(self, what_if: WhatIf) -> Timing:
-        """Return what the ops would cost on another machine."""
-        return self.prices.price(self.schedule, what_if).timing
-
     def period_if(self, what_if: WhatIf) -> float:
         """Return the steady period on another machine, in seconds."""
-        found = steady(self.schedule, self.derived, self.timing_if(what_if))
+        found = steady(self.schedule, self.derived, self.prices.price(self.schedule, what_if).timing)
         return float(found.period_ps) / units.PS_PER_S
 
 
@@ -360,21 +356,29 @@ def _spread(machine: Machine, study: Studied, seed: int | None) -> noise.Spread:
 
 def shares(study: Studied, cycle: Cycle) -> dict[Part, float]:
     """Return the seconds of each part on the critical cycle."""
-    kinds: dict[str, Part] = {
-        "forward": "forward",
-        "backward": "backward",
-        "communicate": "communication",
-        "update": "update",
-        "map": "update",
-        "wait": "host",
-    }
-    works = {op.name: op.work for op in study.schedule.ops}
+    parts = {op.name: _part(op.work) for op in study.schedule.ops}
     found: dict[Part, float] = {}
     lags = sum(step.lag for step in cycle.steps)
     for step in cycle.steps:
-        part: Part = "host" if step.issue else kinds[str(works[step.op].__struct_config__.tag)]
+        part = "host" if step.issue else parts[step.op]
         found[part] = found.get(part, 0.0) + step.cost_ps / units.PS_PER_S / lags
     return found
+
+
+def _part(work: Work) -> Part:
+    match work:
+        case Forward():
+            return "forward"
+        case Backward():
+            return "backward"
+        case Communicate():
+            return "communication"
+        case Update() | Map():
+            return "update"
+        case Wait():
+            return "host"
+        case _ as never:
+            assert_never(never)
 
 
 def bound_by(study: Studied, cycle: Cycle) -> str:

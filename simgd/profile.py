@@ -5,7 +5,9 @@ how weak they are (`origin`), and the relative half-width of their 90 % interval
 later one wins, entry by entry; `key` says what an entry is about.
 """
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
+
+import msgspec
 
 from simgd.errors import ProfileError
 from simgd.files import Document, Value, check_not_negative, check_positive
@@ -343,7 +345,7 @@ class Profile(Document, frozen=True, kw_only=True, tag="simgd profile"):
 
         The cluster stays this profile's: what a later profile was measured on is the caller's to compare.
         """
-        changes: dict[str, object] = {"name": f"{self.name} + {later.name}"}
+        changes: dict[str, Any] = {"name": f"{self.name} + {later.name}"}
         for name in self.__struct_fields__:
             mine, theirs = getattr(self, name), getattr(later, name)
             if name in self._lists:
@@ -351,9 +353,4 @@ class Profile(Document, frozen=True, kw_only=True, tag="simgd profile"):
                 changes[name] = tuple(merged.values())
             elif isinstance(theirs, Entry):
                 changes[name] = theirs
-        return _replace(self, changes)
-
-
-def _replace(profile: Profile, changes: dict[str, object]) -> Profile:
-    values = {name: getattr(profile, name) for name in profile.__struct_fields__} | changes
-    return Profile(**values)
+        return msgspec.structs.replace(self, **changes)

@@ -21,7 +21,7 @@ Known not to hold
 import hashlib
 import re
 from collections.abc import Iterable
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias, assert_never, get_args
 
 from simgd.errors import ScheduleError
 from simgd.files import Document, Value, check_distinct
@@ -174,6 +174,8 @@ class Op(Value, frozen=True, kw_only=True):
                 right = ("compute", "update", "copy_out", "copy_in")
             case Wait():
                 right = ("host",)
+            case _ as never:
+                assert_never(never)
         if self.lane not in right:
             raise ScheduleError(f"{where}: lane {self.lane!r} cannot run it; it belongs on {' or '.join(right)}")
 
@@ -296,6 +298,8 @@ def accesses(schedule: Schedule, workload: Workload) -> Touched:
                 writes = tuple(Access(written, other) for other in overlaps[name])
             case Wait():
                 pass
+            case _ as never:
+                assert_never(never)
         found[op.name] = (reads, writes)
     return found
 
@@ -370,6 +374,8 @@ def _op_text(op: Op) -> str:
             work = f"map | {function}, {bucket}, {reads}, {writes}"
         case Wait(op=name, lag=lag):
             work = f"wait | {name}, {lag}"
+        case _ as never:
+            assert_never(never)
     rare = f" | {op.every}, {op.phase}" if op.every > 1 else ""
     return f"{op.name} | {op.lane} | {work} | {'; '.join(f'{dep.op} [{dep.lag}]' for dep in op.after)}{rare}".rstrip()
 

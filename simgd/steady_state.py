@@ -113,14 +113,8 @@ class EventGraph:
             if (end := ends[iteration][place]) is not None
         }
 
-    def period_with(self, timing: Timing, near: Cycle) -> Fraction:
-        """Return the period with other costs for the same ops; the first guess is the cycle *near*, critical here."""
-        ops = timing.ops
-        costs = [ops[node.op].issue_ps if node.issue else ops[node.op].run_ps for node in self.nodes]
-        return self.period_of(costs, near)
-
     def period_of(self, costs: Sequence[int], near: Cycle) -> Fraction:
-        """Return the period with these costs of the nodes, in their order, as `period_with` does."""
+        """Return the period with other costs of the nodes, in their order; the first guess is *near*, critical here."""
         guess = Fraction(sum(costs[place] for place in near.places), sum(step.lag for step in near.steps))
         return self._largest(costs, guess)[0]
 

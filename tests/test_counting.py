@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from totals import PUBLISHED_TOTALS
 
 from calibration import counting
 from calibration.counting import count, from_spec
@@ -19,17 +20,6 @@ from simgd.workload import Amount, Layer, Workload
 
 # torch_geometric 2.8 calls torch.jit.script when it is imported, which torch 2.13 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
-
-PUBLISHED_TOTALS = {
-    "alexnet": 61_100_840,
-    "vgg16": 138_357_544,
-    "googlenet": 6_624_904,
-    "googlenet-heads": 13_378_280,
-    "resnet50": 25_557_032,
-    "bert-large": 335_174_458,
-    "gpt2": 124_439_808,
-    "vit-b16": 86_567_656,
-}
 
 
 def shipped(name: str) -> Workload:

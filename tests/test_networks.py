@@ -4,6 +4,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
+from totals import PUBLISHED_TOTALS
 
 from executor.networks import NETWORKS, Case, layer_module, load
 from simgd.errors import SimgdError
@@ -11,16 +12,8 @@ from simgd.errors import SimgdError
 # torch_geometric 2.8 calls torch.jit.script when it is imported, which torch 2.13 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 
-#: Number of parameters: torchvision's, Caffe's (BVLC) and transformers' published totals, and our own small networks'.
-TOTALS = {
-    "alexnet": 61_100_840,
-    "vgg16": 138_357_544,
-    "googlenet": 6_624_904,
-    "googlenet-heads": 13_378_280,
-    "resnet50": 25_557_032,
-    "bert-large": 335_174_458,
-    "gpt2": 124_439_808,
-    "vit-b16": 86_567_656,
+#: Number of parameters: published ones, and our own small networks' from their layers.
+TOTALS = PUBLISHED_TOTALS | {
     # 602 features to 256 and 256 to 41 classes: a matrix each for the neighbours and the node, one bias
     "graphsage": (2 * 602 + 1) * 256 + (2 * 256 + 1) * 41,
     "digits-cnn": (9 + 1) * 32 + (9 * 32 + 1) * 64 + (64 * 16 + 1) * 128 + (128 + 1) * 10,
