@@ -43,6 +43,14 @@ class ScheduleError(SimgdError):
     """A schedule that no machine could run to its end, or that would train wrongly."""
 
 
+class BackendError(SimgdError):
+    """A communication library that is missing, does not fit the launcher, or lost a rank."""
+
+
+class RunError(SimgdError):
+    """A run that went wrong on a rank: a loss that is no number, replicas that differ, a gradient that never came."""
+
+
 def unknown(what: str, name: str, known: Iterable[str], hint: str = "") -> UnknownNameError:
     """Return the error for *name*, with the nearest of the *known* names; *hint* says what shows them all.
 

@@ -40,6 +40,14 @@ Wire = Literal["float32", "bfloat16"]
 
 ROLE = "worker"
 
+
+def placed(lane: Lane, *, merged: bool, update_on_compute: bool) -> Lane:
+    """Return the lane on which software runs what a schedule puts on *lane*; see `simgd.profile.Execution`."""
+    if merged and lane in ("compute", "update"):
+        return "host"
+    return "compute" if update_on_compute and lane == "update" else lane
+
+
 # The text form separates with these; spaces inside a name are fine.
 #: Larger lags, copies and strides than this are a slip of the pen; what is checked grows with them.
 MOST_ITERATIONS = 1000

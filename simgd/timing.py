@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
-from simgd.schedule import Lane
+from simgd.schedule import Lane, placed
 
 ONE = Fraction(1)
 
@@ -43,9 +43,7 @@ class Timing:
 
     def lane_of(self, lane: Lane) -> Lane:
         """Return the lane on which the software runs what a schedule puts on *lane*."""
-        if self.merged and lane in ("compute", "update"):
-            return "host"
-        return "compute" if self.update_on_compute and lane == "update" else lane
+        return placed(lane, merged=self.merged, update_on_compute=self.update_on_compute)
 
     @property
     def interferes(self) -> bool:

@@ -1,0 +1,81 @@
+"""The local work of a rank that only spends time: as many seconds for each op as somebody looked up, no network.
+
+Model
+    Each op ends at its own deadline: the end of the op before it, or of the wait before it, and its seconds after
+    that. Deadlines are absolute, so that late wake-ups do not add up. A rank that computes on a GPU leaves its CPU
+    idle: it sleeps, and spins only through the last 200 us. A rank that computes on its CPU spins all the time (busy)
+    and passes by the comm lane at each turn. Buffers are real and so is what is communicated; they hold zeros.
+"""
+
+from collections.abc import Sequence
+from time import perf_counter_ns, sleep
+
+import numpy as np
+
+from executor.backends.protocol import Buffer
+from executor.interpreter import Passes
+from executor.layout import Layout
+from simgd.schedule import Backward, Communicate, Forward, Schedule
+
+#: Sleeping returns 50 to 100 us late; what is left before a deadline is spun through.
+SPIN_NS = 200_000
+
+
+class Emulated:
+    """Spends time instead of computing; *seconds* are those of each op on its own lane."""
+
+    def __init__(self, schedule: Schedule, layout: Layout, seconds: Sequence[float], *, busy: bool) -> None:
+        self._ns = [round(each * 1e9) for each in seconds]
+        self._busy = busy
+        self._passes = [k for k, op in enumerate(schedule.ops) if isinstance(op.work, (Forward, Backward))]
+        gradients = {
+            name: [np.zeros(store.padded, np.float32) for _ in range(store.copies)]
+            for name, store in layout.gradients.items()
+        }
+        weights = {name: [np.zeros(store.padded, np.float32)] for name, store in layout.weights.items()}
+        self._buffers = {
+            k: (gradients if op.work.value == "gradient" else weights)[op.work.bucket]
+            for k, op in enumerate(schedule.ops)
+            if isinstance(op.work, Communicate)
+        }
+        self._reach: Passes | None = None
+        self._deadline = 0
+
+    def passes(self, iteration: int, reach: Passes) -> None:
+        """Spend the time of every pass."""
+        self._reach = reach
+        for k in self._passes:
+            reach.enter(k)
+            self._spend(k)
+            reach.leave(k)
+
+    def collect(self, k: int, iteration: int) -> None:
+        """Do nothing: the pass's time holds it."""
+
+    def copy(self, k: int, iteration: int) -> None:
+        """Spend the time of op *k*."""
+        self._spend(k)
+
+    update = copy
+
+    def buffer(self, k: int, iteration: int) -> Buffer:
+        """Return the flat buffer that op *k* communicates in *iteration*."""
+        buffers = self._buffers[k]
+        return buffers[iteration % len(buffers)]
+
+    def narrow(self, k: int) -> None:
+        """Return None: numpy has no 16-bit float of the wire."""
+
+    def _spend(self, k: int) -> None:
+        now = perf_counter_ns()
+        # What was late by less than a wake-up counts as on time: the lane was never idle.
+        begin = self._deadline if 0 <= now - self._deadline < SPIN_NS else now
+        self._deadline = deadline = begin + self._ns[k]
+        assert self._reach is not None
+        if not self._busy:
+            left = deadline - now - SPIN_NS
+            if left > 0:
+                sleep(left * 1e-9)
+        touch = self._reach.touch
+        while perf_counter_ns() < deadline:
+            touch()

@@ -1,0 +1,145 @@
+"""The lanes of a rank on host memory: one thread issues and runs everything but communication.
+
+Model
+    Host, compute, update and copies are one queue, the thread itself, in the order of the list; so an op need wait for
+    nothing but collectives. The comm lane is `comm.CommLane`, which may have a thread of its own.
+
+    The other interpreter of lanes, for streams of a GPU, is `streams`; `Lanes` is what both promise.
+"""
+
+from time import perf_counter_ns
+from typing import Protocol
+
+from executor.comm import CommLane, Start
+from executor.recording import Recorder
+from simgd.instances import Instances
+
+
+class Note(Protocol):
+    """Told what the rank does: it runs op *k* of *iteration*, or waits for it."""
+
+    def running(self, k: int, iteration: int) -> None:
+        """Note that op *k* begins."""
+
+    def waiting(self, k: int, iteration: int) -> None:
+        """Note that the rank begins to wait for op *k*."""
+
+
+class Lanes(Protocol):
+    """How ops of one rank are put on lanes, and how they wait for each other."""
+
+    def start(self, iterations: int) -> None:
+        """Begin a run of *iterations* iterations."""
+
+    def begin(self, iteration: int) -> None:
+        """Return when *iteration* may be issued."""
+
+    def enter(self, k: int, iteration: int) -> None:
+        """Let op *k* wait for its dependencies; what the caller issues next belongs to it."""
+
+    def leave(self, k: int, iteration: int) -> None:
+        """Say that all of op *k* was issued."""
+
+    def communicate(self, k: int, iteration: int, start: Start) -> None:
+        """Put a collective on the comm lane."""
+
+    def wait(self, k: int, iteration: int) -> None:
+        """Let the host itself wait for what op *k*, a `Wait`, waits for."""
+
+    def touch(self) -> None:
+        """Say that the host passes by: a chance to poll."""
+
+    def mark(self) -> None:
+        """Note the end of an iteration."""
+
+    def settle(self) -> None:
+        """Return when every collective that was issued has ended: others may use the library then."""
+
+    def drain(self) -> None:
+        """End the run: return when everything has ended."""
+
+    def iterations_s(self) -> list[float]:
+        """Return the seconds of each iteration since `start`; known after `drain`."""
+
+    def alone(self, start: Start) -> float:
+        """Return the seconds of one collective with nothing beside it."""
+
+    def close(self) -> None:
+        """Give back threads."""
+
+
+class HostLanes:
+    """Lanes of a rank whose host computes; *comm* None means that communication is left out and costs nothing."""
+
+    def __init__(self, instances: Instances, recorder: Recorder, note: Note, comm: CommLane | None) -> None:
+        self._instances = instances
+        self._recorder = recorder
+        self._lane = recorder.lanes
+        self._note = note
+        self._comm = comm
+        self._needs = [
+            [(dep, lag) for dep, lag in instances.deps[k] if instances.collective[dep]] if comm is not None else []
+            for k in range(instances.size)
+        ]
+        self._start_ns = 0
+
+    def start(self, iterations: int) -> None:  # noqa: D102
+        self._iterations = iterations
+        self._marks = [perf_counter_ns()]
+
+    def begin(self, iteration: int) -> None:
+        """Return at once: the host has run the iteration before."""
+
+    def enter(self, k: int, iteration: int) -> None:  # noqa: D102
+        comm = self._comm
+        for dep, lag in self._needs[k]:
+            wanted = self._instances.awaited(dep, lag, iteration, self._iterations)
+            if wanted >= 0 and comm is not None and not comm.has_ended(dep, wanted):
+                self._note.waiting(dep, wanted)
+                comm.wait(dep, wanted)
+        self._note.running(k, iteration)
+        self._start_ns = perf_counter_ns()
+
+    def leave(self, k: int, iteration: int) -> None:  # noqa: D102
+        self._recorder.add((self._lane[k], k, iteration, self._start_ns, perf_counter_ns()))
+
+    def communicate(self, k: int, iteration: int, start: Start) -> None:  # noqa: D102
+        if self._comm is None:
+            return
+        self._note.running(k, iteration)
+        begin = perf_counter_ns()
+        self._comm.post(k, iteration, start)
+        self._recorder.add(("host", k, iteration, begin, perf_counter_ns()))
+
+    def wait(self, k: int, iteration: int) -> None:  # noqa: D102
+        self.enter(k, iteration)
+        self.leave(k, iteration)
+
+    def touch(self) -> None:  # noqa: D102
+        if self._comm is not None:
+            self._comm.touch()
+
+    def mark(self) -> None:  # noqa: D102
+        self._marks.append(perf_counter_ns())
+        self._recorder.next_iteration()
+
+    def settle(self) -> None:  # noqa: D102
+        if self._comm is not None:
+            self._comm.settle()
+
+    def drain(self) -> None:  # noqa: D102
+        if self._comm is not None:
+            self._comm.settle()
+            self._comm.restart()
+
+    def iterations_s(self) -> list[float]:  # noqa: D102
+        return [(end - begin) * 1e-9 for begin, end in zip(self._marks, self._marks[1:], strict=False)]
+
+    def alone(self, start: Start) -> float:  # noqa: D102
+        begin = perf_counter_ns()
+        start().wait()
+        return (perf_counter_ns() - begin) * 1e-9
+
+    def close(self) -> None:  # noqa: D102
+        if self._comm is not None:
+            self._comm.close()

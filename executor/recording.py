@@ -1,0 +1,60 @@
+"""What happened when on one rank: rows as they come, and the durations of every op over the whole run.
+
+Model
+    A row is (lane, op number, iteration, start, end) on the rank's own clock, in nanoseconds; a row on the host lane
+    of an op that another lane runs is its issuing. Rows of the last iterations are kept, of older ones only the
+    durations. Adding a row is one append; `cost_s` measures what that and reading the clock take.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from statistics import median
+from time import perf_counter_ns
+
+from simgd.schedule import Lane
+
+Row = tuple[Lane, int, int, int, int]
+
+
+class Recorder:
+    """The rows of one rank; *lanes* names the lane of each op, *kept* says how many of the last iterations stay."""
+
+    def __init__(self, lanes: Sequence[Lane], kept: int) -> None:
+        self.lanes = list(lanes)
+        self.durations_ns: list[list[int]] = [[] for _ in lanes]
+        self._kept: deque[list[Row]] = deque(maxlen=max(kept, 1))
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin a new list of rows."""
+        self.rows: list[Row] = []
+        self.add = self.rows.append
+
+    def next_iteration(self) -> None:
+        """Close the rows of an iteration."""
+        self.fold(self.rows)
+        self._kept.append(self.rows)
+        self.restart()
+
+    def fold(self, rows: Sequence[Row]) -> None:
+        """Note how long the ops of *rows* took; issuing is not counted."""
+        for lane, k, _, start, end in rows:
+            if lane == self.lanes[k]:
+                self.durations_ns[k].append(end - start)
+
+    def last(self, first_iteration: int) -> list[Row]:
+        """Return the rows of *first_iteration* and of later ones."""
+        return [row for rows in (*self._kept, self.rows) for row in rows if row[2] >= first_iteration]
+
+
+def cost_s(events: int = 2000) -> float:
+    """Return the seconds that recording one row takes, two readings of the clock included: a median of 5."""
+    found = []
+    for _ in range(5):
+        recorder = Recorder(["host"], 1)
+        begin = perf_counter_ns()
+        for iteration in range(events):
+            start = perf_counter_ns()
+            recorder.add(("host", 0, iteration, start, perf_counter_ns()))
+        found.append((perf_counter_ns() - begin) / events * 1e-9)
+    return median(found)

@@ -1,0 +1,464 @@
+"""The local work of a rank that trains a torch module: passes with hooks, gradients in buffers, torch's optimizers.
+
+Model
+    Hooks say where the passes are: a forward-pre hook on each layer's module, and a hook on each parameter that fires
+    when its gradient is complete. A backward op is done when the gradients of the tensors that its layers own have
+    arrived. Autograd leaves each gradient in memory of its own, from where one call a layer moves them into the flat
+    buffer that is communicated; so nothing is zeroed, and a delayed schedule needs no second buffer.
+
+    An update divides the summed gradients once by the number of ranks and takes a step of its own torch optimizer,
+    over parameters that share memory with the module's and have the flat buffer's views as their gradients. So any
+    optimizer works per bucket, and a fresh gradient and an old one never meet.
+
+Known not to hold
+    Gradients are 32 bits. Layers that own no tensor (a tied head) end their backward op when the gradient of the next
+    layer's output is there, which needs that output to be one tensor.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from executor.backends.protocol import Buffer
+from executor.interpreter import Passes
+from executor.layout import Layout, Piece, Store
+from executor.networks.case import Case, layer_module, one_line
+from executor.shards import shard_seed
+from simgd.errors import RunError, ScheduleError, WorkloadError, unknown
+from simgd.instances import Instances
+from simgd.schedule import Backward, Communicate, Forward, Map, Schedule, Update
+from simgd.workload import Workload
+
+MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+
+
+class Training:
+    """A module on one rank, trained by the passes and updates of a schedule."""
+
+    def __init__(
+        self,
+        case: Case,
+        workload: Workload,
+        schedule: Schedule,
+        instances: Instances,
+        layout: Layout,
+        make_optimizer: MakeOptimizer,
+        *,
+        rank: int,
+        batch: int,
+        tokens: int,
+        seed: int,
+        device: torch.device | None = None,
+    ) -> None:
+        self._case = case
+        self._device = device or torch.device("cpu")
+        case.module.to(self._device)
+        self._instances = instances
+        self._layout = layout
+        self._rank = rank
+        self._batch, self._tokens, self._seed = batch, tokens, seed
+        self.parameters = {name: p for name, p in case.module.named_parameters() if p.requires_grad}
+        _check_same(self.parameters, workload)
+        self._stores = {
+            name: [torch.zeros(store.padded, device=self._device) for _ in range(store.copies)]
+            for name, store in layout.gradients.items()
+        }
+        self._weights = {name: self._flat_weights(store) for name, store in layout.weights.items()}
+        self._buffers: dict[int, list[Tensor]] = {}
+        self._narrow: dict[int, Tensor] = {}
+        self._fresh: dict[int, list[tuple[nn.Parameter, Piece]]] = {}
+        self._into: dict[int, list[list[Tensor]]] = {}
+        self._optimizers: dict[int, torch.optim.Optimizer] = {}
+        self._applied: dict[int, _Applied] = {}
+        for k, op in enumerate(schedule.ops):
+            match op.work:
+                case Communicate(bucket=bucket, value=value, wire=wire):
+                    self._buffers[k] = self._stores[bucket] if value == "gradient" else [self._weights[bucket]]
+                    if wire == "bfloat16":
+                        self._narrow[k] = torch.zeros_like(self._buffers[k][0], dtype=torch.bfloat16)
+                case Update(bucket=bucket, part=part):
+                    self._applied[k] = self._shadowed(layout.updates[k], bucket, part)
+                    self._optimizers[k] = make_optimizer(self._applied[k].parameters)
+                case Map(bucket=bucket):
+                    self._moves(k, layout.pieces(bucket))
+                case Backward(layers=layers):
+                    owned = {layer.name: layer.tensors for layer in workload.layers}
+                    pieces = [
+                        piece
+                        for layer in layers
+                        for tensor in owned[layer]
+                        for piece in layout.of_tensor(tensor.name)
+                        if not layout.gradients[piece.store].fresh
+                    ]
+                    self._moves(k, pieces)
+                case _:
+                    pass
+        self._hooks = _Hooks(case.module, self.parameters, workload, schedule)
+        self._losses: list[Tensor] = []
+
+    # --- the local work of the interpreter ---------------------------------------------------------------------
+
+    def passes(self, iteration: int, reach: Passes) -> None:
+        """Make the shard of *iteration*, run forward and backward on it."""
+        self._hooks.begin(reach)
+        torch.manual_seed(shard_seed(self._seed, self._rank, iteration))
+        inputs = self._case.example(self._batch, self._tokens, self._device)
+        loss = self._case.loss(self._case.module, inputs)
+        self._hooks.forward_is_done()
+        self._losses.append(loss.detach())
+        # A failure inside of a hook keeps its own message.
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._hooks.backward_is_done(iteration)
+
+    def collect(self, k: int, iteration: int) -> None:
+        """Move the gradients of op *k* into the buffers of *iteration*."""
+        fresh = self._fresh.get(k)
+        if fresh:
+            into = self._into[k]
+            torch._foreach_copy_(into[iteration % len(into)], [_part(p, piece) for p, piece in fresh])
+            for parameter, _ in fresh:
+                parameter.grad = None
+
+    copy = collect
+
+    def update(self, k: int, iteration: int) -> None:
+        """Divide the gradient of op *k* by the number of ranks, once, and step its optimizer."""
+        applied = self._applied[k]
+        applied.point(iteration - self._instances.age[k])
+        if self._layout.ranks > 1:
+            torch._foreach_div_(applied.regions, float(self._layout.ranks))
+        self._optimizers[k].step()
+
+    def buffer(self, k: int, iteration: int) -> Buffer:
+        """Return the flat buffer that op *k* communicates in *iteration*."""
+        buffers = self._buffers[k]
+        return buffers[iteration % len(buffers)]
+
+    def narrow(self, k: int) -> Buffer | None:
+        """Return the 16-bit buffer of op *k*, if it sends such numbers."""
+        return self._narrow.get(k)
+
+    # --- what a run asks besides -------------------------------------------------------------------------------
+
+    def losses(self) -> list[float]:
+        """Return the loss of each iteration since the last call; waits for a GPU."""
+        found = torch.stack(self._losses).tolist() if self._losses else []
+        self._losses.clear()
+        return [float(loss) for loss in found]
+
+    def digest(self) -> int:
+        """Return a number that all replicas must share: a sum over the bits of all weights, tensor by tensor."""
+        sums = [p.detach().reshape(-1).view(torch.int32).sum(dtype=torch.int64) for p in self.parameters.values()]
+        return sum(place * int(found) for place, found in enumerate(torch.stack(sums).tolist(), start=1)) % 2**63
+
+    def saved(self) -> Callable[[], None]:
+        """Return what puts weights, buffers of the module and optimizers back as they are now."""
+        state = {name: value.detach().clone() for name, value in self._case.module.state_dict().items()}
+        optimizers = {k: optimizer.state_dict() for k, optimizer in self._optimizers.items()}
+
+        def restore() -> None:
+            with torch.no_grad():
+                for name, value in self._case.module.state_dict().items():
+                    value.copy_(state[name])
+            for k, optimizer in self._optimizers.items():
+                optimizer.state.clear()
+                optimizer.load_state_dict(optimizers[k])
+            self._losses.clear()
+
+        return restore
+
+    def close(self) -> None:
+        """Take the hooks off the module."""
+        self._hooks.remove()
+
+    # --- setting up --------------------------------------------------------------------------------------------
+
+    def _flat_weights(self, store: Store) -> Tensor:
+        """Move the weights of a bucket into one flat buffer, which the parameters then share."""
+        flat = torch.zeros(store.padded, device=self._device)
+        at = 0
+        for part in store.bucket.slices:
+            parameter = self.parameters[part.tensor]
+            if (part.first, part.last) != (0, parameter.numel()):
+                raise WorkloadError(
+                    f"bucket {store.bucket.name!r}: holds a part of {part.tensor!r}; weights that are gathered need "
+                    "buckets of whole tensors"
+                )
+            view = flat[at : at + parameter.numel()].view(parameter.shape)
+            view.copy_(parameter.detach())
+            parameter.data = view
+            at += parameter.numel()
+        return flat
+
+    def _moves(self, k: int, pieces: Sequence[Piece]) -> None:
+        """Prepare moving gradients of *pieces* into their stores, for each copy that is written in turn."""
+        if not pieces:
+            return
+        self._fresh[k] = [(self.parameters[piece.tensor], piece) for piece in pieces]
+        self._into[k] = self._views(pieces)
+
+    def _views(self, pieces: Sequence[Piece]) -> list[list[Tensor]]:
+        """Return where *pieces* of gradients lie, by iteration until the buffers come round again."""
+        period = math.lcm(*(self._layout.gradients[piece.store].copies for piece in pieces))
+        return [[self._view(piece, copy) for piece in pieces] for copy in range(period)]
+
+    def _view(self, piece: Piece, copy: int) -> Tensor:
+        """Return where a gradient's piece lies in one of its store's buffers, in the shape of its tensor if whole."""
+        flats = self._stores[piece.store]
+        flat = flats[copy % len(flats)][piece.offset : piece.offset + piece.last - piece.first]
+        parameter = self.parameters[piece.tensor]
+        return flat.view(parameter.shape) if piece.last - piece.first == parameter.numel() else flat
+
+    def _shadowed(self, pieces: Sequence[Piece], bucket: str, part: str) -> "_Applied":
+        """Return the parameters that an update steps: they share memory with the module's."""
+        if part == "mine":
+            share = self._layout.gradients[bucket].padded // self._layout.ranks
+            mine = slice(self._rank * share, (self._rank + 1) * share)
+            flats = [[flat[mine]] for flat in self._stores[bucket]]
+            return _Applied([nn.Parameter(self._weights[bucket][mine])], flats, flats)
+        shadows = []
+        for piece in pieces:
+            parameter = self.parameters[piece.tensor].detach()
+            whole = piece.last - piece.first == parameter.numel()
+            shadows.append(nn.Parameter(parameter if whole else parameter.view(-1)[piece.first : piece.last]))
+        views = self._views(pieces)
+        names = list(dict.fromkeys(piece.store for piece in pieces))
+        stores = [self._layout.gradients[name].bucket for name in names]
+        if sum(piece.last - piece.first for piece in pieces) < sum(bucket.elements for bucket in stores):
+            return _Applied(shadows, views, views)
+        # Whole buffers: one operation for each instead of one for each tensor
+        flats = [[self._stores[name][copy % len(self._stores[name])] for name in names] for copy in range(len(views))]
+        return _Applied(shadows, views, flats)
+
+
+class _Applied:
+    """The parameters of one update, and by copy their gradients and the regions of memory that hold these."""
+
+    def __init__(
+        self, parameters: list[nn.Parameter], gradients: list[list[Tensor]], regions: list[list[Tensor]]
+    ) -> None:
+        self.parameters = parameters
+        self._gradients = gradients
+        self._regions = regions
+        self._at = -1
+        self.regions = regions[0]
+
+    def point(self, iteration: int) -> None:
+        """Let the parameters' gradients be those of *iteration*."""
+        copy = iteration % len(self._gradients)
+        if copy != self._at:
+            self._at = copy
+            self.regions = self._regions[copy]
+            for parameter, gradient in zip(self.parameters, self._gradients[copy], strict=True):
+                parameter.grad = gradient
+
+
+class _Hooks:
+    """Tells a `Passes` where the module's passes are."""
+
+    def __init__(
+        self, module: nn.Module, parameters: dict[str, nn.Parameter], workload: Workload, schedule: Schedule
+    ) -> None:
+        self._ops = schedule.ops
+        self._handles: list[Any] = []
+        forward, backward = (
+            {layer: k for k, op in enumerate(schedule.ops) if isinstance(op.work, kind) for layer in op.work.layers}
+            for kind in (Forward, Backward)
+        )
+        self._forward = sorted(set(forward.values()))
+        self._backward = sorted(set(backward.values()))
+        self._found: dict[int, list[int]] = {}
+        self._uncalled: dict[int, list[int]] | None = None
+        for layer, k in forward.items():
+            self._handles.append(layer_module(module, layer).register_forward_pre_hook(self._forward_hook(k)))
+        self._owners = {tensor.name: backward[layer.name] for layer in workload.layers for tensor in layer.tensors}
+        for name, k in self._owners.items():
+            hook = self._gradient_hook(name, k)
+            self._handles.append(parameters[name].register_post_accumulate_grad_hook(hook))  # type: ignore[no-untyped-call]
+        self._expected = {k: sum(owner == k for owner in self._owners.values()) for k in self._backward}
+        order = [layer.name for layer in workload.backward]
+        for layer, following in pairwise(order):
+            if not self._expected[backward[layer]]:
+                module_hook = self._output_hook(backward[layer])
+                self._handles.append(layer_module(module, following).register_forward_hook(module_hook))
+
+    def begin(self, reach: Passes) -> None:
+        """Expect a forward pass."""
+        self._reach = reach
+        self._now = -1
+        self._left = dict(self._expected)
+        self._missing = dict.fromkeys(self._owners)
+        self._done: set[int] = set()
+        self._place = 0
+
+    def _forward_hook(self, k: int) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: object) -> None:
+            self._reach.touch()
+            if k == self._now:
+                return
+            if k < self._now:
+                raise ScheduleError(
+                    f"the network runs {self._ops[k].name!r} after {self._ops[self._now].name!r}, before which it "
+                    "stands; the workload was counted from another network"
+                )
+            if self._uncalled is None:
+                self._group(k)
+            self._pass_to(k)
+            for other in (self._uncalled or {}).get(k, ()):
+                self._pass_to(other)
+
+        return hook
+
+    def _group(self, k: int) -> None:
+        """In the first pass: note the ops between the last one and *k*, whose modules nobody calls.
+
+        A module such as attention may use its part's weights itself. These are needed when the module is called, so
+        from the second pass on such an op begins there; in the first pass no update can be under way.
+        """
+        between = [other for other in self._forward if self._now < other < k]
+        self._found[self._now] = between
+        for other in between:
+            self._pass_to(other)
+
+    def _pass_to(self, k: int) -> None:
+        if self._now >= 0:
+            self._reach.leave(self._now)
+        self._now = k
+        self._reach.enter(k)
+
+    def forward_is_done(self) -> None:
+        """Expect a backward pass; its first op may begin."""
+        if self._uncalled is None:
+            self._group(self._backward[0])
+            self._uncalled = self._found
+        self._pass_to(self._backward[0])
+
+    def _gradient_hook(self, name: str, k: int) -> Callable[[Tensor], None]:
+        def hook(parameter: Tensor) -> None:
+            self._reach.touch()
+            self._missing.pop(name, None)
+            self._left[k] -= 1
+            if self._left[k] == 0:
+                self._complete(k)
+
+        return hook
+
+    def _output_hook(self, k: int) -> Callable[..., None]:
+        """Return a forward hook whose output's gradient says that op *k*, before it in the backward pass, is done."""
+
+        def hook(module: nn.Module, inputs: object, output: object) -> None:
+            if isinstance(output, Tensor) and output.requires_grad:
+                output.register_hook(lambda gradient: self._complete(k))  # type: ignore[no-untyped-call]
+
+        return hook
+
+    def _complete(self, k: int) -> None:
+        """Let backward ops end in the order of the list, as far as their gradients are there."""
+        self._done.add(k)
+        while self._place < len(self._backward):
+            now = self._backward[self._place]
+            # One that owns no tensor has ended at the latest when a later one has.
+            if now not in self._done and (self._expected[now] or k <= now):
+                return
+            self._reach.leave(now)
+            self._place += 1
+            if self._place < len(self._backward):
+                self._now = self._backward[self._place]
+                self._reach.enter(self._now)
+
+    def backward_is_done(self, iteration: int) -> None:
+        """Check that every gradient has come."""
+        for name in self._missing:
+            raise RunError(
+                f"parameter {name!r} got no gradient in iteration {iteration}; every rank must use every parameter in "
+                "every iteration: leave it out, or freeze it with requires_grad_(False)"
+            )
+        # Only ops without tensors of their own can be left, at the end of the list.
+        while self._place < len(self._backward):
+            self._complete(self._backward[self._place])
+
+    def remove(self) -> None:
+        """Take all hooks off."""
+        for handle in self._handles:
+            handle.remove()
+
+
+def _part(parameter: nn.Parameter, piece: Piece) -> Tensor:
+    """Return a piece of a fresh gradient."""
+    gradient = parameter.grad
+    assert gradient is not None
+    if piece.last - piece.first == gradient.numel():
+        return gradient
+    return gradient.reshape(-1)[piece.first : piece.last]
+
+
+def _check_same(parameters: dict[str, nn.Parameter], workload: Workload) -> None:
+    """Raise WorkloadError if the module is not the one that the workload counts."""
+    counted = {tensor.name: tensor.shape for layer in workload.layers for tensor in layer.tensors}
+    for name, shape in counted.items():
+        if name not in parameters:
+            raise WorkloadError(f"workload {workload.name!r}: its tensor {name!r} is not in the module")
+        if tuple(parameters[name].shape) != shape:
+            raise WorkloadError(
+                f"workload {workload.name!r}: tensor {name!r} has shape {list(shape)}, but the module's has "
+                f"{list(parameters[name].shape)}; count it again with the same arguments"
+            )
+        if parameters[name].dtype != torch.float32:
+            raise WorkloadError(f"parameter {name!r} is {parameters[name].dtype}; the executor trains 32-bit weights")
+    for name in parameters:
+        if name not in counted:
+            raise WorkloadError(
+                f"workload {workload.name!r}: does not know parameter {name!r} of the module; count it again, or "
+                "freeze it with requires_grad_(False)"
+            )
+
+
+def optimizer(spec: str) -> MakeOptimizer:
+    """Return what makes the optimizer that *spec* names: ``sgd``, ``adamw``, or a class of torch.optim, with arguments.
+
+    >>> optimizer("sgd:lr=0.1")([nn.Parameter(torch.zeros(1))]).defaults["momentum"]
+    0.9
+    >>> optimizer("Adagrad:lr=0.01")([nn.Parameter(torch.zeros(1))]).defaults["lr"]
+    0.01
+
+    Raises RunError for a name that torch.optim has not, or arguments that the class refuses.
+    """
+    name, _, text = spec.partition(":")
+    usual: dict[str, tuple[str, dict[str, Any]]] = {
+        "sgd": ("SGD", {"lr": 0.01, "momentum": 0.9}),
+        "adamw": ("AdamW", {"lr": 0.001}),
+    }
+    class_name, arguments = usual.get(name, (name, {}))
+    kind = getattr(torch.optim, class_name, None)
+    if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
+        known = sorted(each for each, found in vars(torch.optim).items() if isinstance(found, type))
+        raise unknown("optimizer", name, ["sgd", "adamw", *known], "sgd, adamw or a class of torch.optim")
+    for pair in filter(None, text.split(",")):
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise RunError(f"optimizer {spec!r}: {pair!r} is not NAME=VALUE")
+        arguments = arguments | {key: _number(value)}
+    chosen = kind
+
+    def make(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        try:
+            return chosen(parameters, **arguments)
+        except (TypeError, ValueError) as error:
+            raise RunError(f"optimizer {spec!r}: {one_line(error)}") from None
+
+    return make
+
+
+def _number(text: str) -> bool | int | float | str:
+    if text in ("true", "false"):
+        return text == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
