@@ -11,12 +11,13 @@ Model
 """
 
 import math
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any
+
+from msgspec.structs import replace
 
 from executor import clocks, environment
 from executor.backends.protocol import Backend
@@ -98,6 +99,28 @@ class About:
 
     launcher: str = "alone"
     command: str = ""
+
+
+def execution_of(backend: str, measured: Execution | None) -> Execution:
+    """Return how ranks of *backend* run a schedule: as in a profile, with the lanes that the backend has.
+
+    On host memory one thread is host, compute and update. On a GPU updates stand on the compute lane unless the
+    profile says otherwise: beside a pass they would hide a fifth of themselves (studies/update_beside_backward).
+    """
+    if measured is None:
+        measured = Execution(origin="assumed", source="the executor's usual lanes", update_on_compute=backend == "nccl")
+    on_host = backend != "nccl"
+    return replace(
+        measured,
+        merged=on_host,
+        wait_blocks_host=on_host,
+        update_on_compute=measured.update_on_compute and not on_host,
+    )
+
+
+def usual_progress(backend: str) -> Progress:
+    """Return who lets collectives progress unless somebody asks: gloo has threads, which a thread of ours follows."""
+    return {"mpi": Progress(every=1), "gloo": Progress(thread=True)}.get(backend, Progress())
 
 
 class Rank:
@@ -468,8 +491,3 @@ def _percentile(values: list[Any], share: float) -> float:
     import numpy as np
 
     return float(np.percentile(values, share)) if len(values) else 0.0
-
-
-def command_line() -> str:
-    """Return how this process was started, without folders."""
-    return " ".join(["simgd", *sys.argv[1:]])

@@ -4,12 +4,13 @@ Whatever is slow to import is imported by the command that needs it. Bad input e
 """
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, get_args
 
 import typer
 
-from simgd.errors import FileError, ProfileError, ScheduleError, SimgdError, unknown
+from simgd.errors import BackendError, FileError, ProfileError, ScheduleError, SimgdError, unknown
 
 app = typer.Typer(
     help="Predict which schedule of gradient descent is fastest on a machine, by how much, and at what cost.",
@@ -22,6 +23,9 @@ app = typer.Typer(
 _BadArguments: type[typer.BadParameter] = next(
     base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException"
 )
+
+#: The arguments of this process, with which it starts the ranks of a run.
+_given: list[str] = []
 
 #: Without a terminal lines are as long as they need, so that a script finds each whole.
 _WIDTH = 2000
@@ -229,8 +233,9 @@ def workload(
 @app.command(name="list")
 def list_(what: Annotated[str, typer.Argument(help="workloads, clusters, schedules or profiles")]) -> None:
     """List workloads, clusters, schedules or profiles."""
-    from simgd import catalogue, report
+    from simgd import catalogue
     from simgd.schedules import NAMES
+    from simgd.texttable import table
 
     lines: list[tuple[str, str]]
     match what:
@@ -244,7 +249,7 @@ def list_(what: Annotated[str, typer.Argument(help="workloads, clusters, schedul
             lines = [(name, catalogue.profile(name).description) for name in catalogue.names("profile")]
         case _:
             raise unknown("list", what, ["workloads", "clusters", "schedules", "profiles"])
-    made = report.table("name", "what it is", left=2)
+    made = table("name", "what it is", left=2)
     for name, text in lines:
         made.add_row(name, text)
     _print(made)
@@ -260,6 +265,12 @@ def show(
     from simgd import showing
 
     _check_outputs(plot=plot)
+    parts = Path(name + ".parts")
+    if parts.is_dir():
+        from executor.parts import post_mortem
+
+        _print(post_mortem(parts, Path(name).name))
+        return
     values = showing.find(name)
     text = showing.as_file(name, values) if toml else None
     if plot is not None:
@@ -271,6 +282,84 @@ def show(
     else:
         for value in values:
             _print(showing.table(value, values))
+
+
+@app.command(name="run")
+def run_(
+    schedule: Annotated[str, typer.Argument(help="a name or a JSON file")],
+    workload: Annotated[str, typer.Option(help="a name or a TOML file")],
+    steps: Annotated[int, typer.Option(min=1, help="iterations")],
+    backend: Annotated[str, typer.Option(help="loopback, mpi, gloo or nccl")] = "loopback",
+    ranks: Annotated[int | None, typer.Option(min=1, help="start and supervise so many ranks")] = None,
+    out: Annotated[Path, typer.Option(help="JSON file to write")] = Path("run.json"),
+    batch: Batch = None,
+    seq_len: Tokens = None,
+    optimizer: Annotated[str, typer.Option(help="sgd, adamw, or a class of torch.optim, NAME:lr=0.1,...")] = "sgd",
+    compute: Annotated[str, typer.Option(help="real; emulated (asleep) or emulated:busy, by a profile")] = "real",
+    profile: Profiles = None,
+    progress: Annotated[str | None, typer.Option(help="who lets collectives progress: none, poll:N or thread")] = None,
+    trace: Annotated[Path | None, typer.Option(help="write a timeline for Perfetto")] = None,
+    trace_steps: Annotated[int, typer.Option(min=0, help="how many of the last iterations are traced")] = 3,
+    timeout: Annotated[float, typer.Option(min=0.1, help="seconds without progress that end the job")] = 60.0,
+    seed: Annotated[int, typer.Option(min=0, help="of the weights and of every rank's data")] = 0,
+    dry: Annotated[bool, typer.Option("--dry", help="print what each rank would do, and run nothing")] = False,
+    json: AsJson = False,
+) -> None:
+    """Run a schedule on real ranks, and say where the time goes."""
+    from executor import dry as dry_run
+    from executor import job as execution
+    from simgd.run import BackendName, ComputeKind
+
+    for what, value, known in (
+        ("backend", backend, get_args(BackendName)),
+        ("compute", compute, get_args(ComputeKind)),
+    ):
+        if value not in known:
+            raise unknown(what, value, known)
+    _check_suffix(out, (".json", ".json.gz"), "a run is written as JSON")
+    _check_outputs(trace=trace)
+    if not out.parent.is_dir():
+        raise FileError(f"{out}: there is no folder {str(out.parent)!r}")
+    order = execution.Order(
+        backend=backend,  # type: ignore[arg-type]
+        ranks=ranks,
+        out=out,
+        trace=trace,
+        timeout_s=timeout,
+        arguments=_given,
+        say=lambda line: None if json else print(line, flush=True),
+        bar=_bar(steps) if not dry else lambda done: None,
+    )
+    found = None if dry else execution.launched(order)
+    count = found.ranks if found is not None else ranks or 1
+    plan = _plan(
+        schedule,
+        workload,
+        ranks=count,
+        steps=steps,
+        backend=backend,
+        batch=batch,
+        tokens=seq_len,
+        optimizer=optimizer,
+        compute=compute,
+        profiles=profile,
+        progress=progress,
+        trace_steps=trace_steps,
+        seed=seed,
+    )
+    if dry:
+        print(dry_run.told(plan.schedule, plan.workload, count, steps, plan.execution))
+        return
+    made = execution.run(plan, order, found)
+    if made is None or (found is not None and found.supervised):
+        return
+    if json:
+        _print_json(made)
+    else:
+        from simgd import runreport
+
+        _print(runreport.run(made))
+        _print(f"{out}" + (f"; timeline: {trace} (open it at ui.perfetto.dev)" if trace else ""))
 
 
 @app.command()
@@ -382,6 +471,90 @@ def _schedule(name: str) -> Any:
     return name
 
 
+def _plan(
+    schedule: str,
+    workload: str,
+    *,
+    ranks: int,
+    steps: int,
+    backend: str,
+    batch: int | None,
+    tokens: int | None,
+    optimizer: str,
+    compute: str,
+    profiles: list[str] | None,
+    progress: str | None,
+    trace_steps: int,
+    seed: int,
+) -> Any:
+    """Return what every rank is to run, with the costs looked up that emulated compute spends."""
+    from executor.comm import progress as read_progress
+    from executor.rank import Plan, execution_of, usual_progress
+    from simgd import catalogue
+    from simgd.schedules import build, parse
+
+    name = optimizer.partition(":")[0]
+    job = _job(workload, batch, tokens, name if name in ("sgd", "adamw") else "sgd", "fp32", "fp32")
+    chosen = _schedule(schedule)
+    machine: Any = None
+    prices: Any = None
+    if profiles:
+        machine, _ = _machine(profiles[0], profiles, str(ranks), None)
+        prices = machine.prices(job, ranks)
+    elif compute != "real":
+        raise ProfileError("--compute emulated: spends the times of a profile; give --profile")
+    if progress is not None and backend in ("nccl", "loopback"):
+        raise BackendError(f"--progress {progress}: {backend} makes progress by itself; leave it out")
+    if isinstance(chosen, str):
+        if parse(chosen).needs_delays:
+            from simgd.plan import plan
+
+            if prices is None:
+                raise ScheduleError(f"schedule {chosen!r}: its delays depend on costs; give --profile")
+            chosen = plan(chosen, job.workload, prices)
+        else:
+            chosen = build(parse(chosen), job.workload)
+    seconds = None
+    if compute != "real":
+        times = prices.price(chosen).timing.ops
+        seconds = {name: time.run_ps * 1e-12 for name, time in times.items()}
+    return Plan(
+        schedule=chosen,
+        workload=catalogue.workload(workload),
+        steps=steps,
+        batch=job.batch,
+        tokens=job.tokens,
+        seed=seed,
+        optimizer=optimizer,
+        compute=compute,  # type: ignore[arg-type]
+        execution=execution_of(backend, machine.profile.execution if machine is not None else None),
+        progress=read_progress(progress) if progress is not None else usual_progress(backend),
+        trace_steps=trace_steps,
+        op_seconds=seconds,
+    )
+
+
+def _bar(steps: int) -> Callable[[int], None]:
+    """Return what shows how many of *steps* iterations are done: a progress bar, on a terminal only."""
+    if not sys.stderr.isatty():
+        return lambda done: None
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+    shown = Progress(*columns, console=Console(stderr=True), transient=True)
+    task = shown.add_task("iterations", total=steps)
+
+    def bar(done: int) -> None:
+        if not shown.live.is_started:
+            shown.start()
+        shown.update(task, completed=done)
+        if done >= steps:
+            shown.stop()
+
+    return bar
+
+
 def _arguments(pairs: list[str]) -> dict[str, str | int | float | bool]:
     found: dict[str, str | int | float | bool] = {}
     for pair in pairs:
@@ -444,6 +617,7 @@ def run(arguments: list[str] | None = None) -> int:
     try:
         _check_packages()
         given = sys.argv[1:] if arguments is None else arguments
+        _given[:] = given
         status = app(args=given or ["--help"], standalone_mode=False)
         return status if isinstance(status, int) else 0
     except SimgdError as error:

@@ -9,7 +9,7 @@ from simgd.collectives import bus_bytes_per_s
 from simgd.files import Value
 from simgd.network import Call, Demand, Network
 from simgd.profile import CollectiveKind, Origin
-from simgd.report import table as empty_table
+from simgd.texttable import table as empty_table
 from simgd.topology import Cluster
 from simgd.units import show_bytes, show_rate, show_seconds
 

@@ -5,24 +5,25 @@ from collections.abc import Sequence
 from rich.console import RenderableType
 from rich.text import Text
 
-from simgd import catalogue, files, report
+from simgd import catalogue, files, report, runreport
 from simgd.errors import ClusterError, FileError, SimgdError, UnknownNameError, unknown
 from simgd.fabrics import Fabric
 from simgd.network import Network
 from simgd.profile import Profile
+from simgd.run import Run
 from simgd.schedule import Schedule, to_text
 from simgd.schedules import NAMES, parse
 from simgd.topology import Cluster
-from simgd.trace import Trace
 from simgd.workload import Workload
 
-Shown = Workload | Cluster | Profile | Schedule | str
+Shown = Workload | Cluster | Profile | Schedule | Run | str
 
-_FORMATS: dict[str, type[Workload] | type[Cluster] | type[Profile] | type[Schedule] | type[Trace]] = {
+_FORMATS: dict[str, type[Workload] | type[Cluster] | type[Profile] | type[Schedule] | type[Run]] = {
     "simgd workload": Workload,
     "simgd cluster": Cluster,
     "simgd profile": Profile,
     "simgd schedule": Schedule,
+    "simgd run": Run,
 }
 
 
@@ -67,7 +68,7 @@ def _read(name: str) -> Shown:
     if kind is None:
         found = f"holds {str(raw['format'])[:60]!r}" if "format" in raw else "has no `format`"
         raise FileError(f"{name}: {found}; `simgd show` shows {', '.join(_FORMATS)}")
-    return files.convert(raw, kind, where=name)  # type: ignore[return-value]
+    return files.convert(raw, kind, where=name)
 
 
 def cluster_of(name: str, values: Sequence[Shown]) -> Cluster:
@@ -100,6 +101,8 @@ def table(value: Shown, among: Sequence[Shown] = ()) -> RenderableType:
             return report.cluster(value, _fabric(value, among))
         case Profile():
             return report.profile(value)
+        case Run():
+            return runreport.run(value)
         case Schedule():
             return Text(to_text(value) + f"digest {value.digest}")
         case str():

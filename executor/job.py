@@ -1,0 +1,210 @@
+"""A run from its command to its file: in this process, as one rank of many, or as the one that starts the ranks.
+
+Model
+    `loopback` runs all ranks in this process. Otherwise a process that a launcher started is one rank, and one that
+    nobody started starts the ranks, each with the very command line that it was given, and looks after them. Whoever
+    is rank 0 writes the file; `OUT.parts/`, in which every rank leaves its progress, goes when the file is there.
+"""
+
+import os
+import shutil
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from executor import launch, rank
+from executor.backends.protocol import Backend
+from executor.launch import Launched
+from executor.parts import Part, Phase, clear
+from executor.rank import About, Plan
+from executor.supervise import give_up, supervise, watch
+from simgd import files, perfetto
+from simgd.errors import BackendError, SimgdError
+from simgd.run import BackendName, Run
+
+#: Told which iteration of how many has ended.
+Bar = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """Where to run and what to write; `ranks` None leaves the number to the launcher. `say` prints a line."""
+
+    backend: BackendName
+    ranks: int | None
+    out: Path
+    trace: Path | None
+    timeout_s: float
+    arguments: Sequence[str]
+    say: Callable[[str], None]
+    bar: Bar
+
+    @property
+    def parts(self) -> Path:
+        """The folder in which ranks leave their progress."""
+        return self.out.with_name(self.out.name + ".parts")
+
+    @property
+    def about(self) -> About:
+        """Where the numbers come from, without folders."""
+        return About(command=" ".join(["simgd", *self.arguments]))
+
+
+def launched(order: Order) -> Launched | None:
+    """Return what the launcher says; raise BackendError where it contradicts ``--ranks``."""
+    if order.backend == "loopback":
+        return None
+    found = launch.detect(os.environ)
+    if found is not None and order.ranks not in (None, found.ranks):
+        raise BackendError(f"--ranks {order.ranks}: but {found.launcher} started {found.ranks} ranks; leave it out")
+    return found
+
+
+def run(plan: Plan, order: Order, found: Launched | None) -> Run | None:
+    """Run *plan* and return the run; None on ranks other than 0. Raises a SimgdError in one line."""
+    if order.backend == "loopback":
+        return _loopback(plan, order, order.ranks or 1)
+    if found is not None:
+        return _one_rank(plan, order, found)
+    if order.ranks is None:
+        raise BackendError(f"backend {order.backend}: nobody started this process as a rank; give --ranks N")
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // order.ranks)))
+    command = [sys.executable, "-m", "simgd", *order.arguments]
+    supervise(
+        order.backend,
+        order.ranks,
+        command,
+        parts=order.parts,
+        timeout_s=order.timeout_s,
+        out_name=order.out.name,
+        progress=order.bar,
+    )
+    made = files.read(order.out, Run)
+    shutil.rmtree(order.parts, ignore_errors=True)
+    return made
+
+
+class _PartNote:
+    """Tells a rank's part where the rank is."""
+
+    def __init__(self, part: Part) -> None:
+        self._at = part.at
+
+    def running(self, k: int, iteration: int) -> None:
+        self._at(Phase.RUNNING, k, iteration)
+
+    def waiting(self, k: int, iteration: int) -> None:
+        self._at(Phase.WAITING, k, iteration)
+
+
+def _part(plan: Plan, order: Order, number: int, ranks: int) -> Part:
+    names = {"schedule": plan.schedule.name, "workload": plan.workload.name}
+    return Part(order.parts, number, ranks, [op.name for op in plan.schedule.ops], names)
+
+
+def _loopback(plan: Plan, order: Order, ranks: int) -> Run:
+    from executor.backends import loopback
+
+    clear(order.parts)
+    parts = [_part(plan, order, number, ranks) for number in range(ranks)]
+    swap = None
+    if plan.compute == "real":
+        import torch
+
+        swap = (torch.get_rng_state, torch.set_rng_state)
+
+    def target(backend: Backend) -> Run | None:
+        part = parts[backend.rank]
+
+        def finished(iteration: int, seconds: float) -> None:
+            part.iteration(iteration, seconds)
+            if backend.rank == 0:
+                order.bar(iteration + 1)
+
+        made = rank.run(plan, backend, _PartNote(part), finished, order.about)
+        part.at(Phase.FINISHED)
+        return made
+
+    order.say(f"loopback: {ranks} ranks take turns in this process; their times show no overlap")
+    made = loopback.run(ranks, target, swap=swap)[0]
+    assert made is not None
+    _write(made, order)
+    shutil.rmtree(order.parts, ignore_errors=True)
+    return made
+
+
+def _one_rank(plan: Plan, order: Order, found: Launched) -> Run | None:
+    part: Part | None = None
+    backend: Backend | None = None
+    try:
+        if found.supervised:
+            # What goes wrong while the library starts is told through the part.
+            part = _part(plan, order, found.rank, found.ranks)
+        backend = opened(order.backend, found, order.timeout_s, threads=plan.progress.thread)
+        if backend.rank == 0:
+            order.say(f"{found.launcher}: {backend.ranks} ranks; {backend.library}")
+        if part is None:
+            if backend.rank == 0:
+                clear(order.parts)
+            backend.barrier()
+            part = _part(plan, order, backend.rank, backend.ranks)
+        backend.barrier()
+        own, library = part, backend
+        watch(own, found, timeout_s=order.timeout_s, out_name=order.out.name, abort=library.abort)
+
+        def finished(iteration: int, seconds: float) -> None:
+            own.iteration(iteration, seconds)
+            if library.rank == 0 and not found.supervised:
+                order.bar(iteration + 1)
+
+        about = About(launcher=found.launcher, command=order.about.command)
+        made = rank.run(plan, library, _PartNote(own), finished, about)
+        if made is not None:
+            _write(made, order)
+        own.at(Phase.WAITING)
+        library.barrier()
+        own.at(Phase.FINISHED)
+        library.close()
+        if made is not None and not found.supervised:
+            shutil.rmtree(order.parts, ignore_errors=True)
+        return made
+    except SimgdError as error:
+        message = str(error)
+    except Exception as error:
+        traceback.print_exc()
+        message = f"raised {type(error).__name__}: {error}"
+    if part is None:
+        raise BackendError(f"rank {found.rank}: {message}")
+    abort = backend.abort if backend is not None else None
+    return give_up(part, found, message, out_name=order.out.name, abort=abort)
+
+
+def opened(
+    name: Literal["mpi", "gloo", "nccl", "loopback"], found: Launched, timeout_s: float, *, threads: bool
+) -> Backend:
+    """Return this rank's side of the library *name*; raise BackendError where launcher and library disagree."""
+    if name == "mpi":
+        from executor.backends.mpi import open_mpi
+
+        backend: Backend = open_mpi(threads=threads)
+    else:
+        from executor.backends.distributed import open_distributed
+
+        os.environ.update(launch.torch_environment(found, os.environ))
+        assert name != "loopback"
+        backend = open_distributed(name, timeout_s=timeout_s, device_index=found.local_rank)
+    if (backend.rank, backend.ranks) != (found.rank, found.ranks):
+        raise BackendError(
+            f"{found.launcher} says rank {found.rank} of {found.ranks}, but the library says rank {backend.rank} of "
+            f"{backend.ranks}: {backend.library}; start the ranks with the mpiexec of that library"
+        )
+    return backend
+
+
+def _write(made: Run, order: Order) -> None:
+    files.write(order.out, made)
+    if order.trace is not None:
+        perfetto.write(made.trace, order.trace)
