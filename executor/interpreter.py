@@ -142,11 +142,12 @@ class Ledger:
         # While the first gradients are on their way, nothing was applied yet: they are younger.
         declared = min(age, iteration - age)
         for store in self._stores[k]:
-            found = version - self._tags[store, (iteration - age) % self._copies[store], k]
-            if found != declared:
+            tag = self._tags.get((store, (iteration - age) % self._copies[store], k))
+            if tag is None or version - tag != declared:
+                what = "that nobody computed" if tag is None else f"whose weights are {version - tag} updates old"
                 raise RunError(
-                    f"op {self._ops[k].name!r} of iteration {iteration}: applies a gradient whose weights are {found} "
-                    f"updates old; the schedule says {declared}"
+                    f"op {self._ops[k].name!r} of iteration {iteration}: applies a gradient {what}; the schedule says "
+                    f"{declared}"
                 )
         self.applied[k][declared] += 1
         self._versions[k] = version + 1

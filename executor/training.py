@@ -54,7 +54,7 @@ class Training:
         seed: int,
         device: torch.device | None = None,
     ) -> None:
-        self._case = case
+        self.case = case
         self._device = device or torch.device("cpu")
         case.module.to(self._device)
         self._instances = instances
@@ -106,8 +106,8 @@ class Training:
         """Make the shard of *iteration*, run forward and backward on it."""
         self._hooks.begin(reach)
         torch.manual_seed(shard_seed(self._seed, self._rank, iteration))
-        inputs = self._case.example(self._batch, self._tokens, self._device)
-        loss = self._case.loss(self._case.module, inputs)
+        inputs = self.case.example(self._batch, self._tokens, self._device)
+        loss = self.case.loss(self.case.module, inputs)
         self._hooks.forward_is_done()
         self._losses.append(loss.detach())
         # A failure inside of a hook keeps its own message.
@@ -157,12 +157,12 @@ class Training:
 
     def saved(self) -> Callable[[], None]:
         """Return what puts weights, buffers of the module and optimizers back as they are now."""
-        state = {name: value.detach().clone() for name, value in self._case.module.state_dict().items()}
+        state = {name: value.detach().clone() for name, value in self.case.module.state_dict().items()}
         optimizers = {k: optimizer.state_dict() for k, optimizer in self._optimizers.items()}
 
         def restore() -> None:
             with torch.no_grad():
-                for name, value in self._case.module.state_dict().items():
+                for name, value in self.case.module.state_dict().items():
                     value.copy_(state[name])
             for k, optimizer in self._optimizers.items():
                 optimizer.state.clear()

@@ -28,7 +28,7 @@ def _run_together(commands: Sequence[tuple[Sequence[str], Mapping[str, str]]], l
     """Run *commands*, each with its additions to the environment, and return their output; kill them at the limit."""
     with TemporaryDirectory() as folder:
         log = Path(folder) / "log"
-        path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+        path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])])
         with log.open("w") as out:
             running = [
                 subprocess.Popen(

@@ -22,7 +22,7 @@ from executor.backends import loopback
 from executor.layout import Layout, check_issue_order
 from executor.shards import shard_seed
 from simgd import files
-from simgd.errors import RunError, ScheduleError
+from simgd.errors import ScheduleError, SimgdError
 from simgd.instances import Instances
 from simgd.schedule import ROLE, Communicate, Dep, Op, Schedule, Update, accesses, data_lag, dependencies
 from simgd.soundness import Derived, Order, derive, dry_run
@@ -171,7 +171,7 @@ def caught(schedule: Schedule, original: Schedule, *, lose_owed: bool = False) -
         try:
             with losing(lose_owed):
                 found = loopback.run(RANKS, lambda each: training_cases.train(case, each), seed=seed, swap=swap)[0]
-        except (RunError, AssertionError):
+        except (SimgdError, AssertionError):
             return True
         if any(not torch.equal(found[name], weights[name]) for name in weights):
             return True

@@ -134,7 +134,7 @@ def test_the_ledger_refuses_a_gradient_that_is_older_than_declared():
     update = next(k for k, op in enumerate(schedule.ops) if op.name == "update hidden")
     ledger.apply(update, 0)
     # Applied once more with no new gradient: its weights are one update old by now, and 0 is declared.
-    with pytest.raises(RunError, match="'update hidden' of iteration 1: .* are 1 updates old; the schedule says 0"):
+    with pytest.raises(RunError, match=r"'update hidden' of iteration 1: .* are 1 updates old; the schedule says 0"):
         ledger.apply(update, 1)
     backward = next(k for k, op in enumerate(schedule.ops) if op.name == "backward hidden")
     with pytest.raises(RunError, match="'update hidden' changed its weights between forward and backward"):
@@ -205,5 +205,5 @@ def test_a_workload_of_another_network_is_refused_before_anything_runs():
     workload = oracle.workload("convolutional")
     wrong = msgspec.structs.replace(workload, source=oracle.workload("attention").source)
     schedule = oracle.schedule("sync", "convolutional")
-    with pytest.raises(ValueError, match="its tensor 'conv.weight' is not in the module"):
+    with pytest.raises(ValueError, match=r"its tensor 'conv\.weight' is not in the module"):
         loopback.run(1, lambda backend: Rank(plan(schedule, wrong), backend, Nobody()), swap=SWAP)

@@ -104,14 +104,19 @@ def delays(made: Schedule, network: str) -> dict[str, int]:
     return {part.tensor: age for name, age in staleness.items() for part in of_bucket[name].slices}
 
 
-def case(network: str) -> Case:
+def case(network: str, device: str = "cpu") -> Case:
     torch.manual_seed(SEED)
-    return load(f"tiny:{network}")
+    with torch.device("cpu"):
+        made = load(f"tiny:{network}")
+    made.module.to(device)
+    return made
 
 
 @cache
-def emulated(network: str, ages: tuple[tuple[str, int], ...], kind: str, ranks: int, rounded: bool) -> Any:
+def emulated(network: str, ages: tuple[tuple[str, int], ...], kind: str, ranks: int, rounded: bool, device: str) -> Any:
     """Train in one process; return what it gives and the grid of its gradients."""
+    if device == "cuda":
+        training_cases.be_deterministic()
     work = workload(network)
 
     def train(grid: float | None) -> serial.Result:
@@ -119,8 +124,12 @@ def emulated(network: str, ages: tuple[tuple[str, int], ...], kind: str, ranks: 
             "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.05, momentum=0.9),
             "adamw": lambda parameters: torch.optim.AdamW(parameters, lr=0.003),
         }
+        with torch.device(device):
+            return trained_by(grid, classes)
+
+    def trained_by(grid: float | None, classes: Any) -> serial.Result:
         return serial.train(
-            lambda: case(network),
+            lambda: case(network, device),
             classes[kind],
             dict(ages),
             ranks=ranks,
@@ -142,15 +151,23 @@ def emulated(network: str, ages: tuple[tuple[str, int], ...], kind: str, ranks: 
         return train(coarse), coarse
 
 
-def reference(name: str, network: str, kind: str, ranks: int, *, rounded: bool = True) -> Any:
+def reference(name: str, network: str, kind: str, ranks: int, *, rounded: bool = True, device: str = "cpu") -> Any:
     ages = delays(schedule(name, network), network)
-    return emulated(network, tuple(sorted(ages.items())), kind, ranks, rounded)
+    return emulated(network, tuple(sorted(ages.items())), kind, ranks, rounded, device)
 
 
 def trained(
-    name: str, network: str, kind: str, ranks: int, *, rounded: bool = True, prefix: str = "", **more: Any
+    name: str,
+    network: str,
+    kind: str,
+    ranks: int,
+    *,
+    rounded: bool = True,
+    prefix: str = "",
+    device: str = "cpu",
+    **more: Any,
 ) -> Trained:
-    grid = reference(name, network, kind, ranks)[1] if rounded else None
+    grid = reference(name, network, kind, ranks, device=device)[1] if rounded else None
     return Trained(
         name=f"{prefix}{name} {network} {kind}{'' if rounded else ' unrounded'}",
         schedule=files.plain(schedule(name, network)),
@@ -164,9 +181,10 @@ def trained(
 
 def cases(backend: str, ranks: int) -> list[Trained]:
     """Return everything that one group of ranks trains."""
-    progress = {"gloo": "thread", "mpi": "poll:1", "loopback": "none"}[backend]
+    progress = {"gloo": "thread", "mpi": "poll:1"}.get(backend, "none")
+    device = device_of(backend)
     found = [
-        trained(name, network, kind, ranks, progress=progress)
+        trained(name, network, kind, ranks, progress=progress, device=device)
         for name in ALL
         for network in NETWORKS
         for kind in OPTIMIZERS
@@ -174,15 +192,19 @@ def cases(backend: str, ranks: int) -> list[Trained]:
     found += [trained(name, network, "sgd", ranks, rounded=False) for name in ALL for network in NETWORKS]
     # Other ways of progress, several messages in flight, and lanes and ranks that are slow at random
     for place, name in enumerate(("layerwise:tensor", "async:2:1kB", "delays by layer", "sharded")):
-        for other in ("none", "poll:3", "thread") if backend != "loopback" else ("none",):
-            given = {"progress": other, "in_flight": 1 + place % 2, "delays_seed": place}
+        for other in ("none", "poll:3", "thread") if backend in ("mpi", "gloo") else ("none",):
+            given = {"progress": other, "in_flight": 1 + place % 2, "delays_seed": place, "device": device}
             found.append(trained(name, "convolutional", "adamw", ranks, prefix=f"slowed, {other}, ", **given))
-    if backend == "gloo":
+    if backend in ("gloo", "nccl"):
         found += [
-            trained(name, "convolutional", "sgd", ranks, rounded=False, prefix="ddp ", progress="thread")
+            trained(name, "convolutional", "sgd", ranks, rounded=False, prefix="ddp ", progress=progress)
             for name in ("sync", "bucketed:1kB", "layerwise")
         ]
     return found
+
+
+def device_of(backend: str) -> str:
+    return "cuda" if backend == "nccl" else "cpu"
 
 
 @cache
@@ -200,13 +222,18 @@ def weights(backend: str, ranks: int) -> dict[str, dict[str, torch.Tensor]]:
         return torch.load(out)
 
 
-GROUPS = [(backend, ranks) for backend in ("loopback", "mpi", "gloo") for ranks in RANKS]
+GPUS = torch.cuda.device_count()
+
+GROUPS = [
+    *((backend, ranks) for backend in ("loopback", "mpi", "gloo") for ranks in RANKS),
+    *(("nccl", ranks) for ranks in RANKS if ranks <= GPUS),
+]
 
 
 def distance(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> float:
     """Return ||one - other|| / ||other|| over all parameters."""
     a = torch.cat([one[name].flatten().double() for name in sorted(one)])
-    b = torch.cat([other[name].flatten().double() for name in sorted(one)])
+    b = torch.cat([other[name].cpu().flatten().double() for name in sorted(one)])
     return float((a - b).norm() / b.norm())
 
 
@@ -215,12 +242,12 @@ def distance(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor])
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize(("backend", "ranks"), GROUPS, ids=lambda value: str(value))
 def test_weights_equal_the_emulation_bit_for_bit(backend, ranks, network, kind, name):
-    result, grid = reference(name, network, kind, ranks)
+    result, grid = reference(name, network, kind, ranks, device=device_of(backend))
     assert result.vanished_total < MOST_VANISHED
     assert ranks * result.largest < 2**24 * grid
     found = weights(backend, ranks)[f"{name} {network} {kind}"]
     assert found.keys() == result.weights.keys()
-    assert [each for each in found if not torch.equal(found[each], result.weights[each])] == []
+    assert [each for each in found if not torch.equal(found[each], result.weights[each].cpu())] == []
 
 
 @pytest.mark.parametrize("network", NETWORKS)
@@ -229,7 +256,7 @@ def test_without_rounding_momentum_sgd_stays_within_rounding_errors(backend, ran
     """A wrong delay shows as 2e-3 or more; other orders of summing as 1e-5 or less."""
     far = {}
     for name in ALL:
-        result, _ = reference(name, network, "sgd", ranks, rounded=False)
+        result, _ = reference(name, network, "sgd", ranks, rounded=False, device=device_of(backend))
         far[name] = distance(weights(backend, ranks)[f"{name} {network} sgd unrounded"], result.weights)
     assert {name: value for name, value in far.items() if value > 1e-5} == {}
 
@@ -247,20 +274,20 @@ def test_a_wrong_delay_shows_as_far_more_than_rounding(network, kind):
 @pytest.mark.parametrize(("backend", "ranks"), GROUPS, ids=lambda value: str(value))
 def test_random_delays_on_lanes_and_ranks_change_nothing(backend, ranks):
     slowed = [name for name in weights(backend, ranks) if name.startswith("slowed")]
-    assert len(slowed) == (4 if backend == "loopback" else 12)
+    assert len(slowed) == (12 if backend in ("mpi", "gloo") else 4)
     for full in slowed:
         name = full.split(", ")[2].removesuffix(" convolutional adamw")
-        result, _ = reference(name, "convolutional", "adamw", ranks)
+        result, _ = reference(name, "convolutional", "adamw", ranks, device=device_of(backend))
         found = weights(backend, ranks)[full]
-        assert [each for each in found if not torch.equal(found[each], result.weights[each])] == [], full
+        assert [each for each in found if not torch.equal(found[each], result.weights[each].cpu())] == [], full
 
 
 @pytest.mark.parametrize("name", ["sync", "bucketed:1kB", "layerwise"])
-@pytest.mark.parametrize("ranks", RANKS)
-def test_schedules_without_delay_equal_distributed_data_parallel(ranks, name):
+@pytest.mark.parametrize(("backend", "ranks"), [group for group in GROUPS if group[0] in ("gloo", "nccl")])
+def test_schedules_without_delay_equal_distributed_data_parallel(backend, ranks, name):
     """With 2 ranks a sum has one order, and halving is exact; with more, DDP divides before it sums."""
     full = f"ddp {name} convolutional sgd unrounded"
-    found = weights("gloo", ranks)
+    found = weights(backend, ranks)
     ours, theirs = found[full], found[f"theirs {full}"]
     if ranks == 2:
         assert [each for each in ours if not torch.equal(ours[each], theirs[each])] == []

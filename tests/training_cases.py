@@ -4,6 +4,7 @@ Each case is a schedule, a network and an optimizer. The gradients of every rank
 grid before they are summed, so that sums are exact and the weights can be compared bit for bit.
 """
 
+import os
 import sys
 import time
 import warnings
@@ -117,7 +118,14 @@ def train(case: Trained, backend: Backend) -> dict[str, torch.Tensor]:
     lanes.close()
     digests = backend.exchange(rank.training.digest())
     assert digests == digests[:1] * backend.ranks, "replicas differ"
-    return {name: weight.detach().clone() for name, weight in rank.training.parameters.items()}
+    return {name: weight.detach().cpu().clone() for name, weight in rank.training.parameters.items()}
+
+
+def be_deterministic() -> None:
+    """Let a GPU compute the same bits each time."""
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
 
 
 def train_all(cases: Sequence[Trained], backend: Backend) -> dict[str, dict[str, torch.Tensor]]:
@@ -133,6 +141,7 @@ def distributed_data_parallel(case: Trained, backend: Backend) -> dict[str, torc
     workload = files.convert(case.workload, Workload, where=case.name)
     torch.manual_seed(SEED)
     made = load(workload.source.function, workload.source.arguments)
+    made.module.to(backend.device)
     with warnings.catch_warnings():
         # Its new name does not exist yet in the oldest torch that we take.
         warnings.simplefilter("ignore", FutureWarning)
@@ -140,11 +149,11 @@ def distributed_data_parallel(case: Trained, backend: Backend) -> dict[str, torc
     chosen = optimizer(case.optimizer)(list(made.module.parameters()))
     for iteration in range(case.steps):
         torch.manual_seed(shard_seed(SEED, backend.rank, iteration))
-        loss = made.loss(module, made.inputs(workload.batch, workload.tokens))
+        loss = made.loss(module, made.example(workload.batch, workload.tokens, backend.device))
         loss.backward()
         chosen.step()
         chosen.zero_grad()
-    return {name: weight.detach().clone() for name, weight in made.module.named_parameters()}
+    return {name: weight.detach().cpu().clone() for name, weight in made.module.named_parameters()}
 
 
 def main(backend_name: str, given: str, out: str) -> None:
@@ -157,8 +166,10 @@ def main(backend_name: str, given: str, out: str) -> None:
         from executor.backends.distributed import open_distributed
 
         backend = open_distributed(backend_name, timeout_s=60)  # type: ignore[arg-type]
+    if backend.device == "cuda":
+        be_deterministic()
     found = train_all(cases, backend)
-    if backend_name == "gloo":
+    if backend_name in ("gloo", "nccl"):
         for case in cases:
             if case.name.startswith("ddp "):
                 found[f"theirs {case.name}"] = distributed_data_parallel(case, backend)
