@@ -10,7 +10,8 @@ import os
 import shutil
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,11 +19,11 @@ from typing import Literal
 from executor import launch, rank
 from executor.backends.protocol import Backend
 from executor.launch import Launched
-from executor.parts import Part, Phase, clear
+from executor.parts import Part, Phase, clear, iterations
 from executor.rank import About, Plan
 from executor.supervise import give_up, supervise, watch
 from simgd import files, perfetto
-from simgd.errors import BackendError, SimgdError
+from simgd.errors import BackendError, FileError, SimgdError
 from simgd.run import BackendName, Run
 
 #: Told which iteration of how many has ended.
@@ -73,18 +74,36 @@ def run(plan: Plan, order: Order, found: Launched | None) -> Run | None:
         raise BackendError(f"backend {order.backend}: nobody started this process as a rank; give --ranks N")
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // order.ranks)))
     command = [sys.executable, "-m", "simgd", *order.arguments]
-    supervise(
-        order.backend,
-        order.ranks,
-        command,
-        parts=order.parts,
-        timeout_s=order.timeout_s,
-        out_name=order.out.name,
-        progress=order.bar,
-    )
-    made = files.read(order.out, Run)
+    with _cleared(order):
+        supervise(
+            order.backend,
+            order.ranks,
+            command,
+            parts=order.parts,
+            timeout_s=order.timeout_s,
+            out_name=order.out.name,
+            progress=order.bar,
+        )
+    return files.read(order.out, Run)
+
+
+@contextmanager
+def _cleared(order: Order) -> Iterator[None]:
+    """Remove the parts in the end, unless the run failed and they hold iterations that nothing else does."""
+    try:
+        yield
+    except SimgdError:
+        if not _hold_iterations(order.parts):
+            shutil.rmtree(order.parts, ignore_errors=True)
+        raise
     shutil.rmtree(order.parts, ignore_errors=True)
-    return made
+
+
+def _hold_iterations(parts: Path) -> bool:
+    try:
+        return any(iterations(parts).values())
+    except FileError:
+        return False
 
 
 class _PartNote:
@@ -106,6 +125,11 @@ def _part(plan: Plan, order: Order, number: int, ranks: int) -> Part:
 
 
 def _loopback(plan: Plan, order: Order, ranks: int) -> Run:
+    with _cleared(order):
+        return _turns(plan, order, ranks)
+
+
+def _turns(plan: Plan, order: Order, ranks: int) -> Run:
     from executor.backends import loopback
 
     clear(order.parts)
@@ -132,7 +156,6 @@ def _loopback(plan: Plan, order: Order, ranks: int) -> Run:
     made = loopback.run(ranks, target, swap=swap)[0]
     assert made is not None
     _write(made, order)
-    shutil.rmtree(order.parts, ignore_errors=True)
     return made
 
 
@@ -145,7 +168,7 @@ def _one_rank(plan: Plan, order: Order, found: Launched) -> Run | None:
             part = _part(plan, order, found.rank, found.ranks)
         backend = opened(order.backend, found, order.timeout_s, threads=plan.progress.thread)
         if backend.rank == 0:
-            order.say(f"{found.launcher}: {backend.ranks} ranks; {backend.library}")
+            order.say(f"{_by(found)}: {backend.ranks} ranks; {backend.library}")
         if part is None:
             if backend.rank == 0:
                 clear(order.parts)
@@ -160,7 +183,7 @@ def _one_rank(plan: Plan, order: Order, found: Launched) -> Run | None:
             if library.rank == 0 and not found.supervised:
                 order.bar(iteration + 1)
 
-        about = About(launcher=found.launcher, command=order.about.command)
+        about = About(launcher=_by(found), command=order.about.command)
         made = rank.run(plan, library, _PartNote(own), finished, about)
         if made is not None:
             _write(made, order)
@@ -180,6 +203,11 @@ def _one_rank(plan: Plan, order: Order, found: Launched) -> Run | None:
         raise BackendError(f"rank {found.rank}: {message}")
     abort = backend.abort if backend is not None else None
     return give_up(part, found, message, out_name=order.out.name, abort=abort)
+
+
+def _by(found: Launched) -> str:
+    """Name who started the ranks."""
+    return "simgd" if found.supervised else found.launcher
 
 
 def opened(

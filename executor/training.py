@@ -15,6 +15,7 @@ Known not to hold
     layer's output is there, which needs that output to be one tensor.
 """
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -158,7 +159,8 @@ class Training:
     def saved(self) -> Callable[[], None]:
         """Return what puts weights, buffers of the module and optimizers back as they are now."""
         state = {name: value.detach().clone() for name, value in self.case.module.state_dict().items()}
-        optimizers = {k: optimizer.state_dict() for k, optimizer in self._optimizers.items()}
+        # Copies: some optimizers have their state from the start, and a state_dict only refers to it.
+        optimizers = {k: copy.deepcopy(optimizer.state_dict()) for k, optimizer in self._optimizers.items()}
 
         def restore() -> None:
             with torch.no_grad():

@@ -14,9 +14,9 @@ ROOT = Path(__file__).parents[1]
 MPIEXEC = Path(sys.executable).parent / "mpiexec"
 
 
-def run_ranks(backend: str, ranks: int, program: Sequence[str], *, limit_s: float = 60) -> str:
+def run_ranks(backend: str, ranks: int, program: Sequence[str], *, limit_s: float = 60, warnings: str = "error") -> str:
     """Run the Python *program* with its arguments as *ranks* ranks of "mpi", "gloo" or "nccl"; return its output."""
-    line = [sys.executable, "-W", "error", *program]
+    line = [sys.executable, "-W", warnings, *program]
     if backend == "mpi":
         return _run_together([([str(MPIEXEC), "-n", str(ranks), *line], {})], limit_s)
     shared = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}

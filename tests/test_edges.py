@@ -28,8 +28,8 @@ from simgd.schedule import ROLE, Communicate, Dep, Op, Schedule, Update, accesse
 from simgd.soundness import Derived, Order, derive, dry_run
 from simgd.workload import Workload
 
-NETWORK = "convolutional"
-RANKS, STEPS = 2, 6
+NETWORK = "attention"
+RANKS, STEPS = 2, 5
 
 #: Orders of events that the emulated ranks draw: the data of a collective may move as late as it is waited for.
 SEEDS = range(2)
@@ -147,6 +147,7 @@ def expected(ages: tuple[tuple[str, int], ...]) -> tuple[dict[str, torch.Tensor]
             ranks=RANKS,
             steps=STEPS,
             batch=work.batch,
+            tokens=work.tokens,
             shard=lambda rank, iteration: torch.manual_seed(shard_seed(SEED, rank, iteration)),
             grid=grid,
         )

@@ -1,5 +1,7 @@
 """Networks of a few thousand numbers with everything that makes replicas differ if it is done wrong."""
 
+import os
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -63,13 +65,13 @@ def attention() -> Case:
 
 
 class Forgetful(nn.Module):
-    """Uses its second layer only where the module attribute says so: a parameter that some rank never uses."""
+    """Leaves its second layer out on the rank that the environment names: a parameter that some rank never uses."""
 
     def __init__(self) -> None:
         super().__init__()
         self.first = nn.Linear(4, 4)
         self.second = nn.Linear(4, 4)
-        self.forgets = False
+        self.forgets = "FORGETFUL" in os.environ and os.environ["FORGETFUL"] == os.environ.get("RANK")
 
     def forward(self, x: Tensor) -> Tensor:
         return self.first(x) if self.forgets else self.second(self.first(x))

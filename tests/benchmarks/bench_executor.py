@@ -1,0 +1,246 @@
+"""What the executor costs beside the torch and MPI calls that it makes, and how it compares with torch's DDP.
+
+``python tests/benchmarks/bench_executor.py cost`` prints the runner's own host time for each op;
+``python tests/benchmarks/bench_executor.py ddp`` starts 2 ranks on gloo and prints the ratio of iteration times of
+`bucketed:25MiB` and DistributedDataParallel, interleaved in one process on each rank, with its 90 % interval.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from statistics import median
+from tempfile import TemporaryDirectory
+from time import perf_counter, process_time
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import training_cases
+from groups import run_ranks
+
+from calibration.counting import from_spec
+from executor.comm import Progress
+from executor.networks.case import load
+from executor.parts import Part, Phase
+from executor.rank import Plan, Rank, execution_of, usual_progress
+from executor.shards import shard_seed
+from simgd import schedules
+from simgd.workload import Workload
+
+#: Workloads of the comparison: one whose communication weighs, one of many small layers.
+COMPARED = (
+    ("resnet50", "executor.networks:resnet50", {"image_size": 64}, 8),
+    ("char-transformer", "executor.networks:char_transformer", {}, 8),
+)
+
+PAIRS, BLOCK = 25, 3
+
+
+class Nothing:
+    """A pending call that has ended."""
+
+    def done(self) -> bool:
+        return True
+
+    def wait(self) -> None: ...
+
+
+class Null:
+    """A backend of 2 ranks whose collectives do nothing and take no time: what is left is the runner."""
+
+    name, rank, ranks, library, device = "loopback", 0, 2, "nothing", "cpu"
+
+    def all_reduce(self, buffer: Any) -> Nothing:
+        return Nothing()
+
+
+class PartNote:
+    """Notes every op in a rank's state file, as a run does."""
+
+    def __init__(self, part: Part) -> None:
+        self._at = part.at
+
+    def running(self, k: int, iteration: int) -> None:
+        self._at(Phase.RUNNING, k, iteration)
+
+    def waiting(self, k: int, iteration: int) -> None:
+        self._at(Phase.WAITING, k, iteration)
+
+
+def plan(schedule: str, workload: Workload, batch: int, compute: str, progress: Progress, steps: int) -> Plan:
+    made = schedules.build(schedules.parse(schedule), workload)
+    return Plan(
+        schedule=made,
+        workload=workload,
+        steps=steps,
+        batch=batch,
+        tokens=workload.tokens,
+        seed=0,
+        optimizer="sgd",
+        compute=compute,  # type: ignore[arg-type]
+        execution=execution_of("gloo", None),
+        progress=progress,
+        trace_steps=3,
+        op_seconds={op.name: 0.0 for op in made.ops},
+    )
+
+
+def seconds(run: Callable[[], None]) -> float:
+    begin = perf_counter()
+    run()
+    return perf_counter() - begin
+
+
+def cpu_seconds(run: Callable[[], None]) -> float:
+    """Return the processor's time: what else runs on a shared machine does not count."""
+    begin = process_time()
+    run()
+    return process_time() - begin
+
+
+def cost() -> None:
+    """Print the host time of an op: of the interpreter alone, and with a module against the same torch calls."""
+    with TemporaryDirectory() as folder:
+        for name in ("layerwise", "async:1:100kB", "layerwise:tensor"):
+            workload = from_spec("executor.networks:resnet50", name="resnet50")
+            made = plan(name, workload, 1, "emulated:busy", Progress(every=1), 30)
+            ops = len(made.schedule.ops)
+            note = PartNote(Part(Path(folder), 0, 2, [op.name for op in made.schedule.ops]))
+            rank = Rank(made, Null(), note)  # type: ignore[arg-type]
+            lanes = rank.lanes(rank.recorder(3), traced=0)
+            rank.interpreter(lanes).run(made.steps, lambda iteration: None)
+            per_op = [each / ops * 1e6 for each in lanes.iterations_s()]
+            print(f"{name:18} {ops} ops, nothing to compute or send: {median(per_op):5.2f} us an op")
+        torch.set_num_threads(1)
+        beyond_torch(Path(folder))
+
+
+def beyond_torch(folder: Path) -> None:
+    """Compare a perceptron of many layers with a loop that makes the same torch calls and nothing else."""
+    arguments = {"features": 16, "hidden": 16, "depth": 40}
+    workload = from_spec("executor.networks:mlp", arguments, name="mlp")
+    made = plan("layerwise", workload, 4, "real", Progress(every=1), 20)
+    note = PartNote(Part(folder, 1, 2, [op.name for op in made.schedule.ops]))
+    rank = Rank(made, Null(), note)  # type: ignore[arg-type]
+
+    torch.manual_seed(0)
+    case = load("executor.networks:mlp", arguments)
+    layers = [list(layer.parameters()) for layer in case.module if list(layer.parameters())]
+    flats = [torch.zeros(sum(p.numel() for p in own)) for own in layers]
+    views = [[part.view(p.shape) for part, p in zip(f.split([p.numel() for p in own]), own, strict=True)]
+             for f, own in zip(flats, layers, strict=True)]  # fmt: skip
+    shadows = [[nn.Parameter(p.detach()) for p in own] for own in layers]
+    for own, its in zip(shadows, views, strict=True):
+        for shadow, view in zip(own, its, strict=True):
+            shadow.grad = view
+    optimizers = [torch.optim.SGD(own, lr=0.01, momentum=0.9) for own in shadows]
+
+    def plain() -> None:
+        for iteration in range(made.steps):
+            torch.manual_seed(shard_seed(0, 0, iteration))
+            loss = case.loss(case.module, case.example(4))
+            loss.backward()
+            for own, its in zip(reversed(layers), reversed(views), strict=True):
+                torch._foreach_copy_(its, [p.grad for p in own])
+                for p in own:
+                    p.grad = None
+            for flat, chosen in zip(flats, optimizers, strict=True):
+                torch._foreach_div_([flat], 2.0)
+                chosen.step()
+
+    def ours() -> None:
+        lanes = rank.lanes(rank.recorder(3), traced=0)
+        rank.interpreter(lanes).run(made.steps, lambda iteration: None)
+
+    plain(), ours()
+    differences = [cpu_seconds(ours) - cpu_seconds(plain) for _ in range(11)]
+    ops = len(made.schedule.ops)
+    per_op = median(differences) / made.steps / ops * 1e6
+    print(f"{'layerwise':18} {ops} ops of a module, beyond the same torch calls: {per_op:5.2f} us an op")
+
+
+def compared(backend: Any, name: str, spec: str, arguments: dict[str, Any], batch: int) -> list[tuple[float, float]]:
+    """Return the seconds of pairs of blocks, ours and DDP's, each on its slower rank."""
+    workload = from_spec(spec, arguments, name=name)
+    made = plan("bucketed:25MiB", workload, batch, "real", usual_progress("gloo"), BLOCK)
+    rank = Rank(made, backend, training_cases._Nobody())
+    training = rank.training
+    assert training is not None
+    lanes = rank.lanes(rank.recorder(3), traced=0)
+    interpreter = rank.interpreter(lanes)
+    torch.manual_seed(0)
+    case = load(spec, arguments)
+    module = nn.parallel.DistributedDataParallel(
+        case.module, bucket_cap_mb=25, gradient_as_bucket_view=True, static_graph=True, broadcast_buffers=False
+    )
+    chosen = torch.optim.SGD(case.module.parameters(), lr=0.01, momentum=0.9)
+
+    def theirs() -> None:
+        for iteration in range(BLOCK):
+            torch.manual_seed(shard_seed(0, backend.rank, iteration))
+            loss = case.loss(module, case.example(batch, workload.tokens))
+            loss.backward()
+            chosen.step()
+            chosen.zero_grad()
+
+    def ours() -> None:
+        interpreter.run(BLOCK, lambda iteration: None)
+        training.losses()
+
+    random = Random(0)  # the same order on both ranks
+    pairs = []
+    for pair in range(PAIRS + 1):
+        order = [ours, theirs]
+        random.shuffle(order)
+        times = {}
+        for each in order:
+            backend.barrier()
+            times[each] = seconds(each)
+        both = backend.exchange([times[ours], times[theirs]])
+        mine, other = (max(one[place] for one in both) for place in (0, 1))
+        if pair:
+            pairs.append((mine, other))
+    lanes.close()
+    training.close()
+    return pairs
+
+
+def ddp_rank(out: str) -> None:
+    """Run one rank of the comparison; rank 0 writes the ratios of pairs of blocks, by workload."""
+    from executor.backends.distributed import open_distributed
+
+    torch.set_num_threads(1)
+    backend = open_distributed("gloo", timeout_s=120)
+    found = {name: compared(backend, name, spec, arguments, batch) for name, spec, arguments, batch in COMPARED}
+    if backend.rank == 0:
+        Path(out).write_text(json.dumps(found))
+    backend.close()
+
+
+def ddp() -> None:
+    """Start the ranks and print the ratios."""
+    from scipy.stats import bootstrap
+
+    with TemporaryDirectory() as folder:
+        out = Path(folder) / "ratios.json"
+        said = run_ranks("gloo", 2, [__file__, "rank", str(out)], limit_s=1200, warnings="default")
+        if not out.exists():
+            sys.exit(said)
+        for name, pairs in json.loads(out.read_text()).items():
+            ratios = np.array([ours / theirs for ours, theirs in pairs])
+            low, high = bootstrap((ratios,), np.median, confidence_level=0.9, rng=0).confidence_interval
+            ours, theirs = (median(pair[place] for pair in pairs) / BLOCK for place in (0, 1))
+            print(
+                f"{name:18} bucketed:25MiB {ours * 1e3:.0f} ms, DDP {theirs * 1e3:.0f} ms an iteration; ratio "
+                f"{np.median(ratios):.3f}, 90 % interval {low:.3f} to {high:.3f} ({len(ratios)} pairs)"
+            )
+
+
+if __name__ == "__main__":
+    {"cost": cost, "ddp": ddp, "rank": ddp_rank}[sys.argv[1]](*sys.argv[2:])
