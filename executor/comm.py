@@ -77,6 +77,7 @@ class CommLane:
         self._recorder = recorder
         self._in_flight = in_flight
         self._progress = progress
+        self.polls = progress.every > 0
         self._passes = 0
         self._held: deque[tuple[int, int, Start]] = deque()
         self._flying: deque[_Flight] = deque()
@@ -99,13 +100,12 @@ class CommLane:
 
     def touch(self) -> None:
         """Say that the rank passes by: every n-th time the lane looks for collectives that have ended."""
-        if self._progress.every:
-            self._passes += 1
-            if self._passes >= self._progress.every:
-                self._passes = 0
-                while self._flying and self._flying[0].pending.done():
-                    self._land()
-                    self._fill()
+        self._passes += 1
+        if self._passes >= self._progress.every:
+            self._passes = 0
+            while self._flying and self._flying[0].pending.done():
+                self._land()
+                self._fill()
 
     def has_ended(self, k: int, iteration: int) -> bool:
         """Say whether the collective of op *k* is known to have ended."""

@@ -266,6 +266,7 @@ class _Hooks:
         self, module: nn.Module, parameters: dict[str, nn.Parameter], workload: Workload, schedule: Schedule
     ) -> None:
         self._ops = schedule.ops
+        self._parameters = parameters
         self._handles: list[Any] = []
         forward, backward = (
             {layer: k for k, op in enumerate(schedule.ops) if isinstance(op.work, kind) for layer in op.work.layers}
@@ -279,7 +280,7 @@ class _Hooks:
             self._handles.append(layer_module(module, layer).register_forward_pre_hook(self._forward_hook(k)))
         self._owners = {tensor.name: backward[layer.name] for layer in workload.layers for tensor in layer.tensors}
         for name, k in self._owners.items():
-            hook = self._gradient_hook(name, k)
+            hook = self._gradient_hook(k)
             self._handles.append(parameters[name].register_post_accumulate_grad_hook(hook))  # type: ignore[no-untyped-call]
         self._expected = {k: sum(owner == k for owner in self._owners.values()) for k in self._backward}
         order = [layer.name for layer in workload.backward]
@@ -293,7 +294,6 @@ class _Hooks:
         self._reach = reach
         self._now = -1
         self._left = dict(self._expected)
-        self._missing = dict.fromkeys(self._owners)
         self._done: set[int] = set()
         self._place = 0
 
@@ -339,10 +339,9 @@ class _Hooks:
             self._uncalled = self._found
         self._pass_to(self._backward[0])
 
-    def _gradient_hook(self, name: str, k: int) -> Callable[[Tensor], None]:
+    def _gradient_hook(self, k: int) -> Callable[[Tensor], None]:
         def hook(parameter: Tensor) -> None:
             self._reach.touch()
-            self._missing.pop(name, None)
             self._left[k] -= 1
             if self._left[k] == 0:
                 self._complete(k)
@@ -374,7 +373,10 @@ class _Hooks:
 
     def backward_is_done(self, iteration: int) -> None:
         """Check that every gradient has come."""
-        for name in self._missing:
+        for name, k in self._owners.items():
+            # Of an op that has not ended, what has come is still in place.
+            if self._left[k] == 0 or self._parameters[name].grad is not None:
+                continue
             raise RunError(
                 f"parameter {name!r} got no gradient in iteration {iteration}; every rank must use every parameter in "
                 "every iteration: leave it out, or freeze it with requires_grad_(False)"
