@@ -21,7 +21,8 @@ from executor.recording import Recorder
 from simgd.errors import BackendError, unknown
 from simgd.instances import Instances
 
-Start = Callable[[], Pending]
+#: Starts one collective of the given iteration.
+Start = Callable[[int], Pending]
 
 
 class Progress(NamedTuple):
@@ -92,11 +93,14 @@ class CommLane:
 
     def post(self, k: int, iteration: int, start: Start) -> None:
         """Take the collective of op *k*; it starts now if the lane is free."""
+        if self._thread is None:
+            self._held.append((k, iteration, start))
+            self._fill()
+            return
         with self._changed:
             self._held.append((k, iteration, start))
             self._fill()
-            if self._thread is not None:
-                self._changed.notify_all()
+            self._changed.notify_all()
 
     def touch(self) -> None:
         """Say that the rank passes by: every n-th time the lane looks for collectives that have ended."""
@@ -158,7 +162,7 @@ class CommLane:
                 return
             self._held.popleft()
             now = perf_counter_ns()
-            self._flying.append(_Flight(k, iteration, now, start()))
+            self._flying.append(_Flight(k, iteration, now, start(iteration)))
 
     def _land(self) -> None:
         """Note that the oldest one in flight has ended."""

@@ -13,10 +13,11 @@ Model
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol, assert_never
 
 from executor.backends.protocol import Backend, Buffer, Pending
+from executor.comm import Start
 from executor.lanes import Lanes
 from executor.layout import Layout, Piece
 from simgd.errors import RunError, ScheduleError
@@ -80,51 +81,61 @@ class _Widened:
 
 
 class Ledger:
-    """Which weights each gradient was computed from, and how old each applied one was, counted by update."""
+    """Which weights each gradient was computed from, and how old each applied one was, counted by update.
+
+    A *tag* is the version of the weights, for each buffer of a store and each update that applies a part of it.
+    """
 
     def __init__(self, schedule: Schedule, instances: Instances, layout: Layout, workload: Workload) -> None:
         self._ops = schedule.ops
-        self._instances = instances
-        self._versions = dict.fromkeys(layout.updates, 0)
+        self._age = instances.age
+        self._versions = [0] * instances.size
+        self._seen = [0] * instances.size
         self.applied: dict[int, Counter[int]] = {k: Counter() for k in layout.updates}
-        updates_of: dict[str, set[int]] = {}
-        self._stores: dict[int, tuple[str, ...]] = {}
+        updates_of: dict[str, dict[int, None]] = {}
         for k, pieces in layout.updates.items():
-            self._stores[k] = tuple(dict.fromkeys(piece.store for piece in pieces))
             for piece in pieces:
-                updates_of.setdefault(piece.tensor, set()).add(k)
-        of_layer = {
-            layer.name: {
-                k for tensor in [*(each.name for each in layer.tensors), *layer.shared] for k in updates_of[tensor]
-            }
-            for layer in workload.layers
+                updates_of.setdefault(piece.tensor, {})[k] = None
+        tags: dict[tuple[str, int], list[int | None]] = {}
+
+        def tagged(pieces: Iterable[Piece]) -> list[tuple[list[int | None], int]]:
+            found = {(piece.store, update): None for piece in pieces for update in updates_of[piece.tensor]}
+            return [
+                (tags.setdefault((store, update), [None] * layout.gradients[store].copies), update)
+                for store, update in found
+            ]
+
+        self._applies = {
+            k: [found for found, update in tagged(pieces) if update == k] for k, pieces in layout.updates.items()
         }
-        owned = {layer.name: [tensor.name for tensor in layer.tensors] for layer in workload.layers}
-        self._read: dict[int, list[int]] = {}
-        self._filled: dict[int, list[tuple[str, int]]] = {}
+        layers = {layer.name: layer for layer in workload.layers}
+        self._reads: list[list[int]] = [[] for _ in schedule.ops]
+        self._fills: list[list[tuple[list[int | None], int]]] = [[] for _ in schedule.ops]
+        self._forward = [isinstance(op.work, Forward) for op in schedule.ops]
         for k, op in enumerate(schedule.ops):
             if isinstance(op.work, (Forward, Backward)):
-                self._read[k] = sorted({update for layer in op.work.layers for update in of_layer[layer]})
-            made: list[Piece] = []
+                tensors = [
+                    tensor
+                    for layer in op.work.layers
+                    for tensor in [*(each.name for each in layers[layer].tensors), *layers[layer].shared]
+                ]
+                self._reads[k] = list({update: None for tensor in tensors for update in updates_of[tensor]})
             if isinstance(op.work, Backward):
-                tensors = [tensor for layer in op.work.layers for tensor in owned[layer]]
-                made = [piece for tensor in tensors for piece in layout.of_tensor(tensor)]
-                made = [piece for piece in made if not layout.gradients[piece.store].fresh]
+                owned = [tensor.name for layer in op.work.layers for tensor in layers[layer].tensors]
+                made = [piece for tensor in owned for piece in layout.of_tensor(tensor)]
+                self._fills[k] = tagged(piece for piece in made if not layout.gradients[piece.store].fresh)
             elif isinstance(op.work, Map):
-                made = list(layout.pieces(op.work.bucket))
-            self._filled[k] = sorted({(piece.store, update) for piece in made for update in updates_of[piece.tensor]})
-        self._copies = {name: store.copies for name, store in layout.gradients.items()}
-        self._seen: dict[int, int] = {}
-        self._tags: dict[tuple[str, int, int], int] = {}
+                self._fills[k] = tagged(layout.pieces(op.work.bucket))
 
     def read(self, k: int, iteration: int) -> None:
         """Note which weights op *k*, a pass, reads; both passes of an iteration must read the same."""
-        forward = isinstance(self._ops[k].work, Forward)
-        for update in self._read[k]:
-            version = self._versions[update]
-            if forward:
-                self._seen[update] = version
-            elif self._seen[update] != version:
+        versions, seen = self._versions, self._seen
+        if self._forward[k]:
+            for update in self._reads[k]:
+                seen[update] = versions[update]
+            return
+        for update in self._reads[k]:
+            if seen[update] != versions[update]:
                 raise RunError(
                     f"op {self._ops[k].name!r} of iteration {iteration}: {self._ops[update].name!r} changed its "
                     "weights between forward and backward"
@@ -132,17 +143,17 @@ class Ledger:
 
     def fill(self, k: int, iteration: int) -> None:
         """Note from which weights the gradients that op *k*, a backward pass or a copy, put in place were computed."""
-        for store, update in self._filled[k]:
-            self._tags[store, iteration % self._copies[store], update] = self._seen[update]
+        for tags, update in self._fills[k]:
+            tags[iteration % len(tags)] = self._seen[update]
 
     def apply(self, k: int, iteration: int) -> None:
         """Note that op *k* applies its gradient; raise RunError if that is not as old as the schedule declares."""
-        age = self._instances.age[k]
+        made = iteration - self._age[k]
         version = self._versions[k]
         # While the first gradients are on their way, nothing was applied yet: they are younger.
-        declared = min(age, iteration - age)
-        for store in self._stores[k]:
-            tag = self._tags.get((store, (iteration - age) % self._copies[store], k))
+        declared = min(self._age[k], made)
+        for tags in self._applies[k]:
+            tag = tags[made % len(tags)]
             if tag is None or version - tag != declared:
                 what = "that nobody computed" if tag is None else f"whose weights are {version - tag} updates old"
                 raise RunError(
@@ -199,7 +210,8 @@ class Interpreter:
 
     def enter(self, k: int) -> None:
         """Issue what stands before op *k*, a pass, and let it wait for its dependencies."""
-        self._reach(k)
+        if self._next != k:
+            self._reach(k)
         self._lanes.enter(k, self._iteration)
         self.ledger.read(k, self._iteration)
 
@@ -211,9 +223,9 @@ class Interpreter:
         self._lanes.leave(k, self._iteration)
         self._next = k + 1
 
-    def communication(self) -> dict[int, Callable[[], Pending]]:
+    def communication(self) -> dict[int, Start]:
         """Return what starts each collective, for timing them alone."""
-        return {k: self._starter(op.work, k, 0) for k, op in enumerate(self._ops) if isinstance(op.work, Communicate)}
+        return {k: self._starter(op.work, k) for k, op in enumerate(self._ops) if isinstance(op.work, Communicate)}
 
     def _reach(self, k: int) -> None:
         """Issue every op from the last one on up to and without op *k*."""
@@ -237,8 +249,8 @@ class Interpreter:
             case Forward() | Backward():
                 return None
             case Communicate():
-                work = op.work
-                return lambda iteration: lanes.communicate(k, iteration, self._starter(work, k, iteration))
+                start = self._starter(op.work, k)
+                return lambda iteration: lanes.communicate(k, iteration, start)
             case Update():
                 return lambda iteration: self._update(k, iteration)
             case Map():
@@ -248,29 +260,29 @@ class Interpreter:
             case _ as never:
                 assert_never(never)
 
-    def _starter(self, work: Communicate, k: int, iteration: int) -> Callable[[], Pending]:
+    def _starter(self, work: Communicate, k: int) -> Start:
         """Return what starts the collective of op *k*; casts to the wire's type and back are part of it."""
+        send, buffer_of, narrow = self._sender(work), self._local.buffer, self._local.narrow(k)
+        if narrow is None:
+            return lambda iteration: send(buffer_of(k, iteration))
 
-        def start() -> Pending:
-            buffer = self._local.buffer(k, iteration)
-            narrow = self._local.narrow(k)
-            if narrow is None:
-                return self._send(work, buffer)
+        def start(iteration: int) -> Pending:
+            buffer = buffer_of(k, iteration)
             narrow[:] = buffer
-            return _Widened(self._send(work, narrow), narrow, buffer)
+            return _Widened(send(narrow), narrow, buffer)
 
         return start
 
-    def _send(self, work: Communicate, buffer: Buffer) -> Pending:
+    def _sender(self, work: Communicate) -> Callable[[Buffer], Pending]:
         match work.collective:
             case "all_reduce":
-                return self._backend.all_reduce(buffer)
+                return self._backend.all_reduce
             case "reduce_scatter":
-                return self._backend.reduce_scatter(buffer)
+                return self._backend.reduce_scatter
             case "all_gather":
-                return self._backend.all_gather(buffer)
+                return self._backend.all_gather
             case "broadcast":
-                return self._backend.broadcast(buffer, 0)
+                return lambda buffer: self._backend.broadcast(buffer, 0)
             case _ as never:
                 assert_never(never)
 

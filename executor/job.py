@@ -106,19 +106,6 @@ def _hold_iterations(parts: Path) -> bool:
         return False
 
 
-class _PartNote:
-    """Tells a rank's part where the rank is."""
-
-    def __init__(self, part: Part) -> None:
-        self._at = part.at
-
-    def running(self, k: int, iteration: int) -> None:
-        self._at(Phase.RUNNING, k, iteration)
-
-    def waiting(self, k: int, iteration: int) -> None:
-        self._at(Phase.WAITING, k, iteration)
-
-
 def _part(plan: Plan, order: Order, number: int, ranks: int) -> Part:
     names = {"schedule": plan.schedule.name, "workload": plan.workload.name}
     return Part(order.parts, number, ranks, [op.name for op in plan.schedule.ops], names)
@@ -148,7 +135,7 @@ def _turns(plan: Plan, order: Order, ranks: int) -> Run:
             if backend.rank == 0:
                 order.bar(iteration + 1)
 
-        made = rank.run(plan, backend, _PartNote(part), finished, order.about)
+        made = rank.run(plan, backend, part, finished, order.about)
         part.at(Phase.FINISHED)
         return made
 
@@ -184,7 +171,7 @@ def _one_rank(plan: Plan, order: Order, found: Launched) -> Run | None:
                 order.bar(iteration + 1)
 
         about = About(launcher=_by(found), command=order.about.command)
-        made = rank.run(plan, library, _PartNote(own), finished, about)
+        made = rank.run(plan, library, own, finished, about)
         if made is not None:
             _write(made, order)
         own.at(Phase.WAITING)

@@ -11,18 +11,18 @@ from time import perf_counter_ns
 from typing import Protocol
 
 from executor.comm import CommLane, Start
+from executor.parts import Phase
 from executor.recording import Recorder
 from simgd.instances import Instances
 
+RUNNING, WAITING = Phase.RUNNING, Phase.WAITING
+
 
 class Note(Protocol):
-    """Told what the rank does: it runs op *k* of *iteration*, or waits for it."""
+    """Told where the rank is; a `parts.Part` is one."""
 
-    def running(self, k: int, iteration: int) -> None:
-        """Note that op *k* begins."""
-
-    def waiting(self, k: int, iteration: int) -> None:
-        """Note that the rank begins to wait for op *k*."""
+    def at(self, phase: Phase, op: int | None = None, iteration: int = 0) -> None:
+        """Note that the rank runs, or waits for, an op of an iteration."""
 
 
 class Lanes(Protocol):
@@ -75,7 +75,7 @@ class HostLanes:
         self._instances = instances
         self._recorder = recorder
         self._lane = recorder.lanes
-        self._note = note
+        self._at = note.at
         self._comm = comm
         self._needs = [
             [(dep, lag) for dep, lag in instances.deps[k] if instances.collective[dep]] if comm is not None else []
@@ -97,9 +97,9 @@ class HostLanes:
         for dep, lag in self._needs[k]:
             wanted = self._instances.awaited(dep, lag, iteration, self._iterations)
             if wanted >= 0 and comm is not None and not comm.has_ended(dep, wanted):
-                self._note.waiting(dep, wanted)
+                self._at(WAITING, dep, wanted)
                 comm.wait(dep, wanted)
-        self._note.running(k, iteration)
+        self._at(RUNNING, k, iteration)
         self._start_ns = perf_counter_ns()
 
     def leave(self, k: int, iteration: int) -> None:  # noqa: D102
@@ -108,7 +108,7 @@ class HostLanes:
     def communicate(self, k: int, iteration: int, start: Start) -> None:  # noqa: D102
         if self._comm is None:
             return
-        self._note.running(k, iteration)
+        self._at(RUNNING, k, iteration)
         begin = perf_counter_ns()
         self._comm.post(k, iteration, start)
         self._recorder.add(("host", k, iteration, begin, perf_counter_ns()))
@@ -138,7 +138,7 @@ class HostLanes:
 
     def alone(self, start: Start) -> float:  # noqa: D102
         begin = perf_counter_ns()
-        start().wait()
+        start(0).wait()
         return (perf_counter_ns() - begin) * 1e-9
 
     def close(self) -> None:  # noqa: D102

@@ -17,7 +17,7 @@ from time import perf_counter_ns
 import torch
 
 from executor.comm import Start
-from executor.lanes import Note
+from executor.lanes import RUNNING, WAITING, Note
 from executor.recording import Recorder
 from simgd.instances import Instances
 from simgd.schedule import Lane
@@ -38,7 +38,7 @@ class StreamLanes:
     ) -> None:
         self._instances = instances
         self._recorder = recorder
-        self._note = note
+        self._at = note.at
         self._run_ahead = run_ahead
         self._traced = traced
         self._communicating = communicating
@@ -76,11 +76,11 @@ class StreamLanes:
         """Return when the compute of the iteration that is `run_ahead` behind has ended."""
         behind = iteration - self._run_ahead
         if behind >= 0:
-            self._note.waiting(self._instances.last_compute, behind)
+            self._at(WAITING, self._instances.last_compute, behind)
             self._ends[behind % len(self._ends)].synchronize()
 
     def enter(self, k: int, iteration: int) -> None:  # noqa: D102
-        self._note.running(k, iteration)
+        self._at(RUNNING, k, iteration)
         stream = self._stream[k]
         self._await(k, iteration, stream)
         if iteration >= self._trace_from:
@@ -98,14 +98,14 @@ class StreamLanes:
         if not self._communicating:
             return
         self.enter(k, iteration)
-        start().wait()
+        start(iteration).wait()
         self.leave(k, iteration)
 
     def wait(self, k: int, iteration: int) -> None:  # noqa: D102
         for dep, lag in self._needs[k]:
             wanted = self._instances.awaited(dep, lag, iteration, self._iterations)
             if wanted >= 0:
-                self._note.waiting(dep, wanted)
+                self._at(WAITING, dep, wanted)
                 self._events[dep][wanted % len(self._events[dep])].synchronize()
 
     def touch(self) -> None:
@@ -132,7 +132,7 @@ class StreamLanes:
     def alone(self, start: Start) -> float:  # noqa: D102
         torch.cuda.synchronize()
         begin = _stamp(self._compute)
-        start().wait()
+        start(0).wait()
         end = _stamp(self._compute)
         torch.cuda.synchronize()
         return float(begin.elapsed_time(end)) * 1e-3

@@ -71,8 +71,7 @@ class Training:
         self._weights = {name: self._flat_weights(store) for name, store in layout.weights.items()}
         self._buffers: dict[int, list[Tensor]] = {}
         self._narrow: dict[int, Tensor] = {}
-        self._fresh: dict[int, list[tuple[nn.Parameter, Piece]]] = {}
-        self._into: dict[int, list[list[Tensor]]] = {}
+        self._moves: dict[int, _Moves] = {}
         self._optimizers: dict[int, torch.optim.Optimizer] = {}
         self._applied: dict[int, _Applied] = {}
         for k, op in enumerate(schedule.ops):
@@ -85,7 +84,7 @@ class Training:
                     self._applied[k] = self._shadowed(layout.updates[k], bucket, part)
                     self._optimizers[k] = make_optimizer(self._applied[k].parameters)
                 case Map(bucket=bucket):
-                    self._moves(k, layout.pieces(bucket))
+                    self._prepare_moves(k, layout.pieces(bucket))
                 case Backward(layers=layers):
                     owned = {layer.name: layer.tensors for layer in workload.layers}
                     pieces = [
@@ -95,7 +94,7 @@ class Training:
                         for piece in layout.of_tensor(tensor.name)
                         if not layout.gradients[piece.store].fresh
                     ]
-                    self._moves(k, pieces)
+                    self._prepare_moves(k, pieces)
                 case _:
                     pass
         self._hooks = _Hooks(case.module, self.parameters, workload, schedule)
@@ -117,11 +116,11 @@ class Training:
 
     def collect(self, k: int, iteration: int) -> None:
         """Move the gradients of op *k* into the buffers of *iteration*."""
-        fresh = self._fresh.get(k)
-        if fresh:
-            into = self._into[k]
-            torch._foreach_copy_(into[iteration % len(into)], [_part(p, piece) for p, piece in fresh])
-            for parameter, _ in fresh:
+        moves = self._moves.get(k)
+        if moves is not None:
+            into = moves.into
+            torch._foreach_copy_(into[iteration % len(into)], moves.fresh())
+            for parameter in moves.parameters:
                 parameter.grad = None
 
     copy = collect
@@ -196,12 +195,11 @@ class Training:
             at += parameter.numel()
         return flat
 
-    def _moves(self, k: int, pieces: Sequence[Piece]) -> None:
+    def _prepare_moves(self, k: int, pieces: Sequence[Piece]) -> None:
         """Prepare moving gradients of *pieces* into their stores, for each copy that is written in turn."""
         if not pieces:
             return
-        self._fresh[k] = [(self.parameters[piece.tensor], piece) for piece in pieces]
-        self._into[k] = self._views(pieces)
+        self._moves[k] = _Moves([self.parameters[piece.tensor] for piece in pieces], pieces, self._views(pieces))
 
     def _views(self, pieces: Sequence[Piece]) -> list[list[Tensor]]:
         """Return where *pieces* of gradients lie, by iteration until the buffers come round again."""
@@ -235,6 +233,28 @@ class Training:
         # Whole buffers: one operation for each instead of one for each tensor
         flats = [[self._stores[name][copy % len(self._stores[name])] for name in names] for copy in range(len(views))]
         return _Applied(shadows, views, flats)
+
+
+class _Moves:
+    """Gradients that go from where the backward pass left them to `into`, by copy of the buffers."""
+
+    def __init__(self, parameters: list[nn.Parameter], pieces: Sequence[Piece], into: list[list[Tensor]]) -> None:
+        self.parameters = parameters
+        self.into = into
+        parts = [(piece.first, piece.last) for piece in pieces]
+        whole = all((first, last) == (0, p.numel()) for (first, last), p in zip(parts, parameters, strict=True))
+        self._parts = None if whole else parts
+
+    def fresh(self) -> list[Tensor]:
+        """Return the fresh gradients, of tensors that lie in several buckets the parts."""
+        # Every one of them has arrived, or the op would not have ended.
+        gradients: list[Any] = [parameter.grad for parameter in self.parameters]
+        if self._parts is None:
+            return gradients
+        return [
+            gradient if last - first == gradient.numel() else gradient.reshape(-1)[first:last]
+            for gradient, (first, last) in zip(gradients, self._parts, strict=True)
+        ]
 
 
 class _Applied:
@@ -389,15 +409,6 @@ class _Hooks:
         """Take all hooks off."""
         for handle in self._handles:
             handle.remove()
-
-
-def _part(parameter: nn.Parameter, piece: Piece) -> Tensor:
-    """Return a piece of a fresh gradient."""
-    gradient = parameter.grad
-    assert gradient is not None
-    if piece.last - piece.first == gradient.numel():
-        return gradient
-    return gradient.reshape(-1)[piece.first : piece.last]
 
 
 def _check_same(parameters: dict[str, nn.Parameter], workload: Workload) -> None:

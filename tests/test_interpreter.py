@@ -10,6 +10,7 @@ from executor.backends import loopback
 from executor.comm import Progress
 from executor.interpreter import Ledger
 from executor.layout import Layout
+from executor.parts import Phase
 from executor.rank import Plan, Rank, execution_of
 from executor.recording import Row
 from simgd import catalogue, schedules
@@ -25,9 +26,7 @@ SWAP = (torch.get_rng_state, torch.set_rng_state)
 
 
 class Nobody:
-    def running(self, k: int, iteration: int) -> None: ...
-
-    def waiting(self, k: int, iteration: int) -> None: ...
+    def at(self, phase: Phase, op: int | None = None, iteration: int = 0) -> None: ...
 
 
 def plan(schedule: Schedule, workload, *, steps: int = STEPS, compute: str = "real", **more) -> Plan:

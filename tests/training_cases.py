@@ -20,6 +20,7 @@ from torch import nn
 from executor.backends.protocol import Backend, Buffer, Pending
 from executor.comm import Progress
 from executor.networks.case import Case, load
+from executor.parts import Phase
 from executor.rank import Plan, Rank, execution_of
 from executor.training import Training, optimizer
 from simgd import files
@@ -83,9 +84,7 @@ def slowed(case: Case, random: Random) -> None:
 
 
 class _Nobody:
-    def running(self, k: int, iteration: int) -> None: ...
-
-    def waiting(self, k: int, iteration: int) -> None: ...
+    def at(self, phase: Phase, op: int | None = None, iteration: int = 0) -> None: ...
 
 
 def train(case: Trained, backend: Backend) -> dict[str, torch.Tensor]:

@@ -27,7 +27,7 @@ from groups import run_ranks
 from calibration.counting import from_spec
 from executor.comm import Progress
 from executor.networks.case import load
-from executor.parts import Part, Phase
+from executor.parts import Part
 from executor.rank import Plan, Rank, execution_of, usual_progress
 from executor.shards import shard_seed
 from simgd import schedules
@@ -58,19 +58,6 @@ class Null:
 
     def all_reduce(self, buffer: Any) -> Nothing:
         return Nothing()
-
-
-class PartNote:
-    """Notes every op in a rank's state file, as a run does."""
-
-    def __init__(self, part: Part) -> None:
-        self._at = part.at
-
-    def running(self, k: int, iteration: int) -> None:
-        self._at(Phase.RUNNING, k, iteration)
-
-    def waiting(self, k: int, iteration: int) -> None:
-        self._at(Phase.WAITING, k, iteration)
 
 
 def plan(schedule: str, workload: Workload, batch: int, compute: str, progress: Progress, steps: int) -> Plan:
@@ -111,7 +98,7 @@ def cost() -> None:
             workload = from_spec("executor.networks:resnet50", name="resnet50")
             made = plan(name, workload, 1, "emulated:busy", Progress(every=1), 30)
             ops = len(made.schedule.ops)
-            note = PartNote(Part(Path(folder), 0, 2, [op.name for op in made.schedule.ops]))
+            note = Part(Path(folder), 0, 2, [op.name for op in made.schedule.ops])
             rank = Rank(made, Null(), note)  # type: ignore[arg-type]
             lanes = rank.lanes(rank.recorder(3), traced=0)
             rank.interpreter(lanes).run(made.steps, lambda iteration: None)
@@ -166,7 +153,7 @@ def beyond_torch(folder: Path) -> None:
     arguments = {"features": 16, "hidden": 16, "depth": 40}
     workload = from_spec("executor.networks:mlp", arguments, name="mlp")
     made = plan("layerwise", workload, 4, "real", Progress(every=1), 20)
-    note = PartNote(Part(folder, 1, 2, [op.name for op in made.schedule.ops]))
+    note = Part(folder, 1, 2, [op.name for op in made.schedule.ops])
     rank = Rank(made, Null(), note)  # type: ignore[arg-type]
     lanes = rank.lanes(rank.recorder(3), traced=0)
     interpreter = rank.interpreter(lanes)
