@@ -42,7 +42,7 @@ PROGRESS_S = 0.25
 #: get the whole grace to come to where they wait.
 SETTLED_S = 0.2
 
-#: A rank that has not made its `Part` yet is given at least this long: importing torch from a slow disk takes minutes
+#: A rank that has not begun its first op yet is given at least this long: importing torch from a slow disk takes minutes
 #: to some, and says nothing about the job.
 START_S = 60.0
 
@@ -137,7 +137,8 @@ class _Clock:
                 self._places[state.rank] = state, now
         all_finished = all(known and known.phase is Phase.FINISHED for known, _ in self._places.values())
         for known, since in self._places.values():
-            limit_s = self._timeout_s if known else max(self._timeout_s, START_S)
+            started = known is not None and known.phase is not Phase.STARTING
+            limit_s = self._timeout_s if started else max(self._timeout_s, START_S)
             if now - since > limit_s and (all_finished or known is None or known.phase is not Phase.FINISHED):
                 return limit_s
         return None

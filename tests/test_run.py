@@ -2,14 +2,19 @@
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from groups import MPIEXEC, ROOT
 
 from calibration.counting import from_spec
+from executor import processes
+from executor.parts import State, peek
 from simgd import catalogue, files, schedules
 from simgd.run import Run, counted, warm_up_of
 from simgd.schedule import Schedule
@@ -260,6 +265,73 @@ def test_gloo_runs_under_mpiexec_too(tmp_path):
     ran = typed("run sync --workload mlp --backend gloo --steps 3", tmp_path, before=[str(MPIEXEC), "-n", "2"])
     assert ran.returncode == 0, ran.stderr
     assert files.read(tmp_path / "run.json", Run).ranks == 2
+
+
+# --- a rank that dies in the middle of a real run --------------------------------------------------------------
+
+
+def long_run(backend: str, folder: Path, *, before: list[str] | None = None) -> subprocess.Popen:
+    """Start a run that would take minutes."""
+    ranks = [] if before else ["--ranks", "2"]
+    line = f"run layerwise --workload digits-cnn --backend {backend} --steps 100000 --timeout 60"
+    return subprocess.Popen(
+        [*(before or []), *SIMGD, *line.split(), *ranks],
+        cwd=folder,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def kill_rank_1(folder: Path) -> list[State]:
+    """Kill rank 1 by SIGKILL once it trains, and return what the ranks were then."""
+    parts = folder / "run.json.parts"
+    deadline = time.monotonic() + 60
+    while True:
+        states = list(peek(parts)) if parts.is_dir() else []
+        if len(states) == 2 and states[1].done >= 3:
+            os.kill(states[1].process.pid, signal.SIGKILL)
+            return states
+        assert time.monotonic() < deadline, "the ranks never trained"
+        time.sleep(0.02)
+
+
+def all_gone(states: list[State]) -> bool:
+    """Say whether the ranks' processes end; the deadline only bounds a test that fails."""
+    deadline = time.monotonic() + 20
+    while any(processes.is_alive(state.process) for state in states):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+@pytest.mark.parametrize(("backend", "how"), [("mpi", "died"), ("gloo", "was killed by signal 9")])
+def test_a_killed_rank_ends_the_run_with_one_line_that_show_repeats(tmp_path, simgd, backend, how):
+    running = long_run(backend, tmp_path)
+    states = kill_rank_1(tmp_path)
+    _, said = running.communicate(timeout=60)
+    assert running.returncode == 2
+    line = (
+        rf"simgd: rank 1 {how} in op '[a-z_]+ \w+' of iteration \d+; "
+        r"rank 0 waits in op '[a-z_]+ \w+' of iteration \d+; run\.json holds \d+ iterations\n"
+    )
+    assert re.fullmatch(line, said), said
+    assert all_gone(states)
+    assert "rank 1" in simgd("show run.json").out
+    assert not (tmp_path / "run.json").exists()
+
+
+@pytest.mark.parametrize("options", [[], ["-disable-auto-cleanup"]], ids=["auto cleanup", "no auto cleanup"])
+def test_after_a_kill_under_mpiexec_show_tells_from_the_parts(tmp_path, simgd, options):
+    running = long_run("mpi", tmp_path, before=[str(MPIEXEC), *options, "-n", "2"])
+    states = kill_rank_1(tmp_path)
+    running.communicate(timeout=60)
+    assert running.returncode != 0
+    assert all_gone(states)
+    shown = simgd("show run.json").out
+    assert re.search(r"rank [01] .*of iteration \d+.*; run\.json holds \d+ iterations", shown), shown
 
 
 # --- what goes wrong: one line, status 2 -------------------------------------------------------------------------

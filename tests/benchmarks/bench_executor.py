@@ -1,13 +1,14 @@
 """What the executor costs beside the torch and MPI calls that it makes, and how it compares with torch's DDP.
 
 ``python tests/benchmarks/bench_executor.py cost`` prints the runner's own host time for each op;
-``python tests/benchmarks/bench_executor.py ddp`` starts 2 ranks on gloo and prints the ratio of iteration times of
+``python tests/benchmarks/bench_executor.py ddp [gloo|nccl]`` starts 2 ranks and prints the ratio of iteration times of
 `bucketed:25MiB` and DistributedDataParallel, interleaved in one process on each rank, with its 90 % interval.
 """
 
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from statistics import median
@@ -33,13 +34,23 @@ from executor.shards import shard_seed
 from simgd import schedules
 from simgd.workload import Workload
 
-#: Workloads of the comparison: one whose communication weighs, one of many small layers.
-COMPARED = (
-    ("resnet50", "executor.networks:resnet50", {"image_size": 64}, 8),
-    ("char-transformer", "executor.networks:char_transformer", {}, 8),
-)
+#: Workloads of the comparison: one whose communication weighs, and one of many small layers.
+COMPARED: dict[str, tuple[tuple[str, str, dict[str, Any], int], ...]] = {
+    "gloo": (
+        ("resnet50", "executor.networks:resnet50", {"image_size": 64}, 8),
+        ("char-transformer", "executor.networks:char_transformer", {}, 8),
+    ),
+    "nccl": (
+        ("vgg16", "executor.networks:vgg16", {}, 32),
+        ("resnet50", "executor.networks:resnet50", {}, 64),
+        ("googlenet", "executor.networks:googlenet", {}, 64),
+    ),
+}
 
-PAIRS, BLOCK = 25, 3
+PAIRS = 25
+
+#: Iterations in a block of a pair.
+BLOCK = {"gloo": 3, "nccl": 20}
 
 
 class Nothing:
@@ -172,7 +183,10 @@ def beyond_torch(folder: Path) -> None:
 def compared(backend: Any, name: str, spec: str, arguments: dict[str, Any], batch: int) -> list[tuple[float, float]]:
     """Return the seconds of pairs of blocks, ours and DDP's, each on its slower rank."""
     workload = from_spec(spec, arguments, name=name)
-    made = plan("bucketed:25MiB", workload, batch, "real", usual_progress("gloo"), BLOCK)
+    steps = BLOCK[backend.name]
+    made = plan("bucketed:25MiB", workload, batch, "real", usual_progress(backend.name), steps)
+    if backend.device == "cuda":
+        made = replace(made, execution=execution_of("nccl", None))
     rank = Rank(made, backend, training_cases._Nobody())
     training = rank.training
     assert training is not None
@@ -180,21 +194,30 @@ def compared(backend: Any, name: str, spec: str, arguments: dict[str, Any], batc
     interpreter = rank.interpreter(lanes)
     torch.manual_seed(0)
     case = load(spec, arguments)
+    case.module.to(backend.device)
     module = nn.parallel.DistributedDataParallel(
         case.module, bucket_cap_mb=25, gradient_as_bucket_view=True, static_graph=True, broadcast_buffers=False
     )
     chosen = torch.optim.SGD(case.module.parameters(), lr=0.01, momentum=0.9)
 
     def theirs() -> None:
-        for iteration in range(BLOCK):
+        for iteration in range(steps):
             torch.manual_seed(shard_seed(0, backend.rank, iteration))
-            loss = case.loss(module, case.example(batch, workload.tokens))
+            loss = case.loss(module, case.example(batch, workload.tokens, backend.device))
             loss.backward()
             chosen.step()
             chosen.zero_grad()
+            if backend.device == "cuda":
+                # The host runs one iteration ahead at most, as ours does.
+                ended[iteration % 2].record()
+                ended[(iteration + 1) % 2].synchronize()
+        if backend.device == "cuda":
+            torch.cuda.synchronize()
+
+    ended = [torch.cuda.Event() for _ in range(2)] if backend.device == "cuda" else []
 
     def ours() -> None:
-        interpreter.run(BLOCK, lambda iteration: None)
+        interpreter.run(steps, lambda iteration: None)
         training.losses()
 
     random = Random(0)  # the same order on both ranks
@@ -215,33 +238,33 @@ def compared(backend: Any, name: str, spec: str, arguments: dict[str, Any], batc
     return pairs
 
 
-def ddp_rank(out: str) -> None:
+def ddp_rank(name: str, out: str) -> None:
     """Run one rank of the comparison; rank 0 writes the ratios of pairs of blocks, by workload."""
     from executor.backends.distributed import open_distributed
 
     torch.set_num_threads(1)
-    backend = open_distributed("gloo", timeout_s=120)
-    found = {name: compared(backend, name, spec, arguments, batch) for name, spec, arguments, batch in COMPARED}
+    backend = open_distributed(name, timeout_s=120)  # type: ignore[arg-type]
+    found = {case[0]: compared(backend, *case) for case in COMPARED[name]}
     if backend.rank == 0:
         Path(out).write_text(json.dumps(found))
     backend.close()
 
 
-def ddp() -> None:
+def ddp(backend: str = "gloo") -> None:
     """Start the ranks and print the ratios."""
     from scipy.stats import bootstrap
 
     with TemporaryDirectory() as folder:
         out = Path(folder) / "ratios.json"
-        said = run_ranks("gloo", 2, [__file__, "rank", str(out)], limit_s=1200, warnings="default")
+        said = run_ranks(backend, 2, [__file__, "rank", backend, str(out)], limit_s=1200, warnings="default")
         if not out.exists():
             sys.exit(said)
         for name, pairs in json.loads(out.read_text()).items():
             ratios = np.array([ours / theirs for ours, theirs in pairs])
             low, high = bootstrap((ratios,), np.median, confidence_level=0.9, rng=0).confidence_interval
-            ours, theirs = (median(pair[place] for pair in pairs) / BLOCK for place in (0, 1))
+            ours, theirs = (median(pair[place] for pair in pairs) / BLOCK[backend] for place in (0, 1))
             print(
-                f"{name:18} bucketed:25MiB {ours * 1e3:.0f} ms, DDP {theirs * 1e3:.0f} ms an iteration; ratio "
+                f"{name:18} bucketed:25MiB {ours * 1e3:.4g} ms, DDP {theirs * 1e3:.4g} ms an iteration; ratio "
                 f"{np.median(ratios):.3f}, 90 % interval {low:.3f} to {high:.3f} ({len(ratios)} pairs)"
             )
 
