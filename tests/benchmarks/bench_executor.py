@@ -208,13 +208,8 @@ def compared(backend: Any, name: str, spec: str, arguments: dict[str, Any], batc
             chosen.step()
             chosen.zero_grad()
             if backend.device == "cuda":
-                # The host runs one iteration ahead at most, as ours does.
-                ended[iteration % 2].record()
-                ended[(iteration + 1) % 2].synchronize()
-        if backend.device == "cuda":
-            torch.cuda.synchronize()
-
-    ended = [torch.cuda.Event() for _ in range(2)] if backend.device == "cuda" else []
+                # The host waits for the iteration before it issues another, as ours does (run_ahead 1).
+                torch.cuda.synchronize()
 
     def ours() -> None:
         interpreter.run(steps, lambda iteration: None)
