@@ -63,6 +63,9 @@ class Emulated:
         buffers = self._buffers[k]
         return buffers[iteration % len(buffers)]
 
+    def summed(self, k: int, iteration: int) -> None:
+        """Do nothing: the buffers hold zeros."""
+
     def narrow(self, k: int) -> None:
         """Return None: numpy has no 16-bit float of the wire."""
 

@@ -57,16 +57,19 @@ class Local(Protocol):
     def buffer(self, k: int, iteration: int) -> Buffer:
         """Return what op *k*, a collective, communicates."""
 
+    def summed(self, k: int, iteration: int) -> None:
+        """Divide what op *k*, a reduction of gradients, has summed by the number of ranks: once, and here alone."""
+
     def narrow(self, k: int) -> Buffer | None:
         """Return the 16-bit buffer through which op *k*, a collective, sends; None where it sends all bits."""
 
 
-class _Widened:
-    """A collective of 16-bit numbers, which go back into the 32-bit buffer when it has ended."""
+class _Followed:
+    """A collective that has something done to its buffer when it has ended, before anybody knows that it has."""
 
-    def __init__(self, pending: Pending, narrow: Buffer, wide: Buffer) -> None:
+    def __init__(self, pending: Pending, after: Callable[[], None]) -> None:
         self._pending: Pending | None = pending
-        self._narrow, self._wide = narrow, wide
+        self._after = after
 
     def done(self) -> bool:
         if self._pending is not None and self._pending.done():
@@ -76,7 +79,7 @@ class _Widened:
     def wait(self) -> None:
         if self._pending is not None:
             self._pending.wait()
-            self._wide[:] = self._narrow
+            self._after()
             self._pending = None
 
 
@@ -261,15 +264,28 @@ class Interpreter:
                 assert_never(never)
 
     def _starter(self, work: Communicate, k: int) -> Start:
-        """Return what starts the collective of op *k*; casts to the wire's type and back are part of it."""
-        send, buffer_of, narrow = self._sender(work), self._local.buffer, self._local.narrow(k)
-        if narrow is None:
-            return lambda iteration: send(buffer_of(k, iteration))
+        """Return what starts the collective of op *k*; what follows it on its buffer is part of it.
+
+        That is the division of a sum, and casts to the wire's type and back. Both are on the comm lane, where they
+        hide as communication does.
+        """
+        local, send, narrow = self._local, self._sender(work), self._local.narrow(k)
+        reduces = work.value == "gradient" and work.collective in ("all_reduce", "reduce_scatter")
+        if not reduces and narrow is None:
+            return lambda iteration: send(local.buffer(k, iteration))
 
         def start(iteration: int) -> Pending:
-            buffer = buffer_of(k, iteration)
+            buffer = local.buffer(k, iteration)
+            if narrow is None:
+                return _Followed(send(buffer), lambda: local.summed(k, iteration))
             narrow[:] = buffer
-            return _Widened(send(narrow), narrow, buffer)
+
+            def widen() -> None:
+                buffer[:] = narrow
+                if reduces:
+                    local.summed(k, iteration)
+
+            return _Followed(send(narrow), widen)
 
         return start
 

@@ -42,8 +42,8 @@ PROGRESS_S = 0.25
 #: get the whole grace to come to where they wait.
 SETTLED_S = 0.2
 
-#: A rank that has not begun its first op yet is given at least this long: importing torch from a slow disk takes minutes
-#: to some, and says nothing about the job.
+#: A rank that has not begun its first op yet is given at least this long: importing torch from a slow disk takes
+#: minutes to some, and says nothing about the job.
 START_S = 60.0
 
 

@@ -6,9 +6,9 @@ Model
     arrived. Autograd leaves each gradient in memory of its own, from where one call a layer moves them into the flat
     buffer that is communicated; so nothing is zeroed, and a delayed schedule needs no second buffer.
 
-    An update divides the summed gradients once by the number of ranks and takes a step of its own torch optimizer,
-    over parameters that share memory with the module's and have the flat buffer's views as their gradients. So any
-    optimizer works per bucket, and a fresh gradient and an old one never meet.
+    A summed gradient is divided once by the number of ranks, on the comm lane. An update takes a step of its own torch
+    optimizer, over parameters that share memory with the module's and have the flat buffer's views as their gradients.
+    So any optimizer works per bucket, and a fresh gradient and an old one never meet.
 
 Known not to hold
     Gradients are 32 bits. Layers that own no tensor (a tied head) end their backward op when the gradient of the next
@@ -71,13 +71,16 @@ class Training:
         self._weights = {name: self._flat_weights(store) for name, store in layout.weights.items()}
         self._buffers: dict[int, list[Tensor]] = {}
         self._narrow: dict[int, Tensor] = {}
+        self._mine: dict[int, slice] = {}
         self._moves: dict[int, _Moves] = {}
         self._optimizers: dict[int, torch.optim.Optimizer] = {}
         self._applied: dict[int, _Applied] = {}
         for k, op in enumerate(schedule.ops):
             match op.work:
-                case Communicate(bucket=bucket, value=value, wire=wire):
+                case Communicate(bucket=bucket, value=value, wire=wire, collective=collective):
                     self._buffers[k] = self._stores[bucket] if value == "gradient" else [self._weights[bucket]]
+                    if collective == "reduce_scatter":
+                        self._mine[k] = self._share(bucket)
                     if wire == "bfloat16":
                         self._narrow[k] = torch.zeros_like(self._buffers[k][0], dtype=torch.bfloat16)
                 case Update(bucket=bucket, part=part):
@@ -126,17 +129,20 @@ class Training:
     copy = collect
 
     def update(self, k: int, iteration: int) -> None:
-        """Divide the gradient of op *k* by the number of ranks, once, and step its optimizer."""
-        applied = self._applied[k]
-        applied.point(iteration - self._instances.age[k])
-        if self._layout.ranks > 1:
-            torch._foreach_div_(applied.regions, float(self._layout.ranks))
+        """Step the optimizer of op *k* with the gradient that it applies."""
+        self._applied[k].point(iteration - self._instances.age[k])
         self._optimizers[k].step()
 
     def buffer(self, k: int, iteration: int) -> Buffer:
         """Return the flat buffer that op *k* communicates in *iteration*."""
         buffers = self._buffers[k]
         return buffers[iteration % len(buffers)]
+
+    def summed(self, k: int, iteration: int) -> None:
+        """Divide a sum of gradients by the number of ranks; of one that was scattered, this rank's part."""
+        buffer = self.buffer(k, iteration)
+        mine = self._mine.get(k)
+        (buffer if mine is None else buffer[mine]).div_(self._layout.ranks)
 
     def narrow(self, k: int) -> Buffer | None:
         """Return the 16-bit buffer of op *k*, if it sends such numbers."""
@@ -216,23 +222,20 @@ class Training:
     def _shadowed(self, pieces: Sequence[Piece], bucket: str, part: str) -> "_Applied":
         """Return the parameters that an update steps: they share memory with the module's."""
         if part == "mine":
-            share = self._layout.gradients[bucket].padded // self._layout.ranks
-            mine = slice(self._rank * share, (self._rank + 1) * share)
-            flats = [[flat[mine]] for flat in self._stores[bucket]]
-            return _Applied([nn.Parameter(self._weights[bucket][mine])], flats, flats)
+            mine = self._share(bucket)
+            gradients = [[flat[mine]] for flat in self._stores[bucket]]
+            return _Applied([nn.Parameter(self._weights[bucket][mine])], gradients)
         shadows = []
         for piece in pieces:
             parameter = self.parameters[piece.tensor].detach()
             whole = piece.last - piece.first == parameter.numel()
             shadows.append(nn.Parameter(parameter if whole else parameter.view(-1)[piece.first : piece.last]))
-        views = self._views(pieces)
-        names = list(dict.fromkeys(piece.store for piece in pieces))
-        stores = [self._layout.gradients[name].bucket for name in names]
-        if sum(piece.last - piece.first for piece in pieces) < sum(bucket.elements for bucket in stores):
-            return _Applied(shadows, views, views)
-        # Whole buffers: one operation for each instead of one for each tensor
-        flats = [[self._stores[name][copy % len(self._stores[name])] for name in names] for copy in range(len(views))]
-        return _Applied(shadows, views, flats)
+        return _Applied(shadows, self._views(pieces))
+
+    def _share(self, bucket: str) -> slice:
+        """Return the elements of a scattered bucket that are this rank's."""
+        share = self._layout.gradients[bucket].padded // self._layout.ranks
+        return slice(self._rank * share, (self._rank + 1) * share)
 
 
 class _Moves:
@@ -258,23 +261,18 @@ class _Moves:
 
 
 class _Applied:
-    """The parameters of one update, and by copy their gradients and the regions of memory that hold these."""
+    """The parameters of one update, and by copy of the buffers their gradients."""
 
-    def __init__(
-        self, parameters: list[nn.Parameter], gradients: list[list[Tensor]], regions: list[list[Tensor]]
-    ) -> None:
+    def __init__(self, parameters: list[nn.Parameter], gradients: list[list[Tensor]]) -> None:
         self.parameters = parameters
         self._gradients = gradients
-        self._regions = regions
         self._at = -1
-        self.regions = regions[0]
 
     def point(self, iteration: int) -> None:
         """Let the parameters' gradients be those of *iteration*."""
         copy = iteration % len(self._gradients)
         if copy != self._at:
             self._at = copy
-            self.regions = self._regions[copy]
             for parameter, gradient in zip(self.parameters, self._gradients[copy], strict=True):
                 parameter.grad = gradient
 

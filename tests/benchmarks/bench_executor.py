@@ -47,7 +47,7 @@ COMPARED: dict[str, tuple[tuple[str, str, dict[str, Any], int], ...]] = {
     ),
 }
 
-PAIRS = 25
+PAIRS = 40
 
 #: Iterations in a block of a pair.
 BLOCK = {"gloo": 3, "nccl": 20}
@@ -155,7 +155,7 @@ class ByHand:
             loss = self.case.loss(self.case.module, self.case.example(4))
             loss.backward()
             for flat, chosen in zip(self.flats, self.optimizers, strict=True):
-                torch._foreach_div_([flat], 2.0)
+                flat.div_(2)
                 chosen.step()
 
 
