@@ -288,6 +288,7 @@ def run(plan: Plan, backend: Backend, note: Note, finished: Callable[[int, float
     after_run = clocks.estimate(backend)
     compute_after = rank.local_s()
     alone = _alone(rank, interpreter, lanes)
+    rows = recorder.last(plan.steps - traced)
     own = _Measured(
         iterations_s=seconds,
         compute_before_s=compute_before,
@@ -296,8 +297,8 @@ def run(plan: Plan, backend: Backend, note: Note, finished: Callable[[int, float
         losses=losses,
         memory=memory,
         durations=[(_percentile(each, 50), _percentile(each, 95)) for each in recorder.durations_ns],
-        rows=recorder.last(plan.steps - traced),
-        events=sum(len(each) for each in recorder.durations_ns) / plan.steps,
+        rows=rows,
+        events=len(rows) / max(traced, 1),
         event_s=cost_s(),
         before=before,
         after=after_run,

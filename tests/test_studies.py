@@ -70,3 +70,25 @@ def test_the_h200_profiles_passes_are_within_their_interval_of_the_committed_rec
         ]
         error = sum(estimate.seconds for estimate in estimates) / (case["passes_ms"] * 1e-3) - 1
         assert abs(error) < max(estimate.uncertainty for estimate in estimates)
+
+
+def test_the_runs_on_gpus_are_those_of_the_table_and_fit_together():
+    record = json.loads((STUDY.parent / "run_on_gpus/h100.json").read_text())
+    table = (STUDY.parent / "run_on_gpus/README.md").read_text()
+    assert len(record["cases"]) == 24
+    for case in record["cases"]:
+        median_s = case["iteration"]["median"]
+        assert f"| {median_s * 1e3:.1f} (" in table
+        assert case["exposed_communication_s"] == pytest.approx(median_s - case["compute_s"])
+        assert case["samples_per_s"] == pytest.approx(2 * case["batch_per_rank"] / median_s)
+
+
+def test_on_two_gpus_all_schedules_of_one_delay_left_the_same_weights():
+    """Where kernels are deterministic: the sum of two has one order, and halving it is exact."""
+    record = json.loads((STUDY.parent / "run_on_gpus/h100.json").read_text())
+    for network in ("vgg16", "resnet50"):
+        digests = {case["schedule"]: case["weights_digest"] for case in record["cases"] if case["workload"] == network}
+        delayed = {name for name in digests if name.startswith("async")}
+        assert len({digests[name] for name in delayed}) == 1
+        assert len({digests[name] for name in digests.keys() - delayed}) == 1
+        assert len(set(digests.values())) == 2
