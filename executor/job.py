@@ -139,10 +139,10 @@ def _turns(plan: Plan, order: Order, ranks: int) -> Run:
         part.at(Phase.FINISHED)
         return made
 
-    order.say(f"loopback: {ranks} ranks take turns in this process; their times show no overlap")
     made = loopback.run(ranks, target, swap=swap)[0]
     assert made is not None
     _write(made, order)
+    order.say(f"loopback: {ranks} ranks take turns in this process; their times show no overlap")
     return made
 
 

@@ -118,9 +118,15 @@ def execution_of(backend: str, measured: Execution | None) -> Execution:
     )
 
 
-def usual_progress(backend: str) -> Progress:
-    """Return who lets collectives progress unless somebody asks: gloo has threads, which a thread of ours follows."""
-    return {"mpi": Progress(every=1), "gloo": Progress(thread=True)}.get(backend, Progress())
+def usual_progress(backend: str, compute: ComputeKind) -> Progress:
+    """Return who lets collectives progress unless somebody asks.
+
+    A rank that sleeps passes by nowhere, so a thread waits for it. One that computes looks at each layer and gradient:
+    a thread of Python's would have to be woken for each message, and take its turns from the computing one.
+    """
+    if backend not in ("mpi", "gloo"):
+        return Progress()
+    return Progress(thread=True) if compute == "emulated" else Progress(every=1)
 
 
 class Rank:

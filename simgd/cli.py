@@ -528,7 +528,7 @@ def _plan(
         optimizer=optimizer,
         compute=compute,  # type: ignore[arg-type]
         execution=execution_of(backend, machine.profile.execution if machine is not None else None),
-        progress=read_progress(progress) if progress is not None else usual_progress(backend),
+        progress=read_progress(progress) if progress is not None else usual_progress(backend, compute),  # type: ignore[arg-type]
         trace_steps=trace_steps,
         op_seconds=seconds,
     )

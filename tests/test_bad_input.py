@@ -21,6 +21,7 @@ from simgd.topology import Cluster
 from simgd.workload import Workload
 
 ON = "--on dgx1-p100"
+RUN = "run sync --steps 2"
 
 MLP = files.plain(catalogue.workload("mlp"))
 DGX1 = files.plain(catalogue.cluster("dgx1-p100"))
@@ -104,6 +105,30 @@ ARGUMENTS = {
     f"predict mlp {ON} --schedules bucketed:0B": "a message of '0B' would be empty",
     f"predict mlp {ON} --schedules bucketed:25Mb": "'25Mb' is not a size; write a number and B, kB, MB",
     "schedule async_layerwise:auto --workload mlp --out s.json": "plan it for a cluster",
+    # a run
+    f"{RUN} --workload ml": "workload 'ml' is unknown; did you mean 'mlp'?",
+    "run layerwize --workload mlp --steps 2": "schedule 'layerwize' is unknown; did you mean 'layerwise'?",
+    f"{RUN} --workload mlp --backend glo": "backend 'glo' is unknown; did you mean 'gloo'?",
+    f"{RUN} --workload mlp --compute fake": "compute 'fake' is unknown; it is one of real, emulated, emulated:busy",
+    f"{RUN} --workload mlp --compute emulated": "spends the times of a profile; give --profile",
+    f"{RUN} --workload mlp --progress poll:1": "loopback makes progress by itself; leave it out",
+    f"{RUN} --workload mlp --backend mpi --progress poll:0": "poll every 1 to 1000000 passes, such as poll:16",
+    f"{RUN} --workload mlp --backend mpi --progress maybe": "progress 'maybe' is unknown",
+    f"{RUN} --workload mlp --backend mpi": "nobody started this process as a rank; give --ranks N",
+    f"{RUN} --workload mlp --out r.txt": "a run is written as JSON; end the name in .json",
+    f"{RUN} --workload mlp --out missing/r.json": "missing/r.json: there is no folder 'missing'",
+    f"{RUN} --workload mlp --trace t.txt": "end the name in .json",
+    f"{RUN} --workload mlp --ranks 0": "--ranks",
+    f"{RUN} --workload mlp --timeout 0": "--timeout",
+    f"{RUN} --workload mlp --batch 0": "a batch of 0 is none",
+    f"{RUN} --workload mlp --seq-len 3": "has no sequence; leave --seq-len out",
+    f"{RUN} --workload mlp --optimizer sdg": "optimizer 'sdg' is unknown; did you mean 'sgd'?",
+    f"{RUN} --workload mlp --optimizer sgd:lr": "optimizer 'sgd:lr': 'lr' is not NAME=VALUE",
+    f"{RUN} --workload mlp --optimizer sgd:rate=1": "optimizer 'sgd:rate=1': TypeError: ",
+    f"{RUN} --workload mlp --optimizer sgd:lr=-1": "optimizer 'sgd:lr=-1': ValueError: Invalid learning rate: -1",
+    "run sync --workload mlp": "Missing option '--steps'",
+    "run sync --workload mlp --steps 0": "--steps",
+    "run async_layerwise:auto --workload mlp --steps 2": "its delays depend on costs; give --profile",
     # sizes
     f"collective all_reduce {ON} --sizes 8Q": "'8Q' is not a size",
     f"collective all_reduce {ON} --sizes 8B:4B:x2": "does not grow from a size above 0",
