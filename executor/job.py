@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from executor import launch, rank
+from executor import launch, measuring
+from executor.assembling import About
 from executor.backends.protocol import Backend
 from executor.launch import Launched
 from executor.parts import Part, Phase, clear, iterations
-from executor.rank import About, Plan
+from executor.plan import Plan
 from executor.supervise import give_up, supervise, watch
 from simgd import files, perfetto
 from simgd.errors import BackendError, FileError, SimgdError
@@ -135,7 +136,7 @@ def _turns(plan: Plan, order: Order, ranks: int) -> Run:
             if backend.rank == 0:
                 order.bar(iteration + 1)
 
-        made = rank.run(plan, backend, part, finished, order.about)
+        made = measuring.run(plan, backend, part, finished, order.about)
         part.at(Phase.FINISHED)
         return made
 
@@ -171,7 +172,7 @@ def _one_rank(plan: Plan, order: Order, found: Launched) -> Run | None:
                 order.bar(iteration + 1)
 
         about = About(launcher=_by(found), command=order.about.command)
-        made = rank.run(plan, library, own, finished, about)
+        made = measuring.run(plan, library, own, finished, about)
         if made is not None:
             _write(made, order)
         own.at(Phase.WAITING)

@@ -489,7 +489,7 @@ def _plan(
 ) -> Any:
     """Return what every rank is to run, with the costs looked up that emulated compute spends."""
     from executor.comm import progress as read_progress
-    from executor.rank import Plan, execution_of, usual_progress
+    from executor.plan import Plan, execution_of, usual_progress
     from simgd import catalogue
     from simgd.schedules import build, parse
 

@@ -11,7 +11,8 @@ from executor.comm import Progress
 from executor.interpreter import Ledger
 from executor.layout import Layout
 from executor.parts import Phase
-from executor.rank import Plan, Rank, execution_of
+from executor.plan import Plan, execution_of
+from executor.rank import Rank
 from executor.recording import Row
 from simgd import catalogue, schedules
 from simgd.errors import RunError, ScheduleError

@@ -20,9 +20,10 @@ from torch import nn
 from executor.backends.protocol import Backend, Buffer, Pending
 from executor.comm import Progress
 from executor.networks.case import Case, load
+from executor.optimizers import optimizer
 from executor.parts import Phase
-from executor.rank import Plan, Rank, execution_of
-from executor.training import Training, optimizer
+from executor.plan import Plan, execution_of
+from executor.rank import Rank
 from simgd import files
 from simgd.schedule import Schedule
 from simgd.workload import Workload
@@ -177,7 +178,7 @@ def main(backend_name: str, given: str, out: str) -> None:
     backend.close()
 
 
-__all__ = ["Trained", "Training", "train_all"]
+__all__ = ["Trained", "train_all"]
 
 if __name__ == "__main__":
     main(*sys.argv[1:])

@@ -29,7 +29,8 @@ from calibration.counting import from_spec
 from executor.comm import Progress
 from executor.networks.case import load
 from executor.parts import Part
-from executor.rank import Plan, Rank, execution_of, usual_progress
+from executor.plan import Plan, execution_of, usual_progress
+from executor.rank import Rank
 from executor.shards import shard_seed
 from simgd import schedules
 from simgd.workload import Workload

@@ -1,0 +1,168 @@
+"""Makes one `Run` of what all ranks measured: the slowest rank's iterations, and one trace on rank 0's clock."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+
+import numpy as np
+
+from executor import clocks, environment
+from executor.interpreter import Interpreter
+from executor.rank import Rank
+from executor.recording import Row
+from simgd.run import Clock, Environment, Host, OpTimes, Run, Spread, TracingCost, counted, warm_up_of
+from simgd.trace import Trace
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class About:
+    """Provenance that only the caller knows: the launcher, the command."""
+
+    launcher: str = "alone"
+    command: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What one rank measured; times in seconds but for the rows and the clocks' estimates."""
+
+    iterations_s: list[float]
+    compute_before_s: float
+    compute_after_s: float
+    communication_s: float
+    losses: list[float]
+    memory: float
+    durations: list[tuple[float, float]]
+    rows: list[Row]
+    events: float
+    event_s: float
+    before: clocks.Estimate
+    after: clocks.Estimate
+    boot: str
+    host: Host
+
+
+def assembled(
+    rank: Rank,
+    interpreter: Interpreter,
+    measured: list[Measured],
+    left_out: list[int],
+    digest: int | None,
+    about: About,
+) -> Run:
+    """Return the run that *measured*, by rank, and the rest amount to.
+
+    *left_out* are the iterations behind a check, *digest* that of the weights at the end.
+    """
+    plan, backend = rank.plan, rank.backend
+    ops = plan.schedule.ops
+    warm_up = warm_up_of(plan.steps)
+    traced = min(plan.trace_steps, plan.steps)
+    slowest = [max(own.iterations_s[place] for own in measured) for place in range(plan.steps)]
+    on_device = backend.device == "cuda"
+    # On a device the traced iterations have timing events and count for nothing else, if any others are left.
+    untraced = plan.steps - traced if on_device and plan.steps - traced > warm_up else plan.steps
+    kept = [slowest[place] for place in counted(untraced, warm_up, left_out)]
+    iteration = Spread(median=median(kept), p5=percentile(kept, 5), p95=percentile(kept, 95))
+    before, after = (max(getattr(own, name) for own in measured) for name in ("compute_before_s", "compute_after_s"))
+    compute_s = (before + after) / 2
+    communication_s = max(own.communication_s for own in measured)
+    exposed = iteration.median - compute_s
+    overlap = min(max(1 - exposed / communication_s, 0.0), 1.0) if communication_s > 0 else None
+    its_clocks = [clocks.clock(own.before, own.after, shared=own.boot == measured[0].boot) for own in measured]
+    hosts: dict[str, Host] = {}
+    for own in measured:
+        hosts.setdefault(own.boot, own.host)
+    numbers = {boot: place for place, boot in enumerate(hosts)}
+    events, event_s = max(own.events for own in measured), max(own.event_s for own in measured)
+    return Run(
+        schedule=plan.schedule,
+        workload=plan.workload,
+        backend=backend.name,
+        ranks=backend.ranks,
+        batch_per_rank=plan.batch,
+        tokens=plan.tokens,
+        steps=plan.steps,
+        seed=plan.seed,
+        optimizer=plan.optimizer if plan.compute == "real" else "none",
+        compute=plan.compute,
+        progress="device" if on_device else str(plan.progress),
+        execution=plan.execution,
+        iterations_s=[own.iterations_s for own in measured],
+        warm_up=warm_up,
+        left_out=left_out,
+        iteration=iteration,
+        samples_per_s=backend.ranks * plan.batch / iteration.median,
+        compute_s=compute_s,
+        compute_before_s=before,
+        compute_after_s=after,
+        communication_s=communication_s,
+        exposed_communication_s=exposed,
+        overlap=overlap,
+        staleness={
+            ops[k].name: {str(age): count for age, count in sorted(found.items())}
+            for k, found in interpreter.ledger.applied.items()
+        },
+        peak_memory_bytes=[own.memory for own in measured],
+        buffer_bytes=float(rank.layout.nbytes),
+        losses=[own.losses for own in measured],
+        weights_digest=digest,
+        ops={
+            op.name: OpTimes(
+                lane=rank.recorder(1).lanes[k],
+                median_s=[own.durations[k][0] * 1e-9 for own in measured],
+                p95_s=[own.durations[k][1] * 1e-9 for own in measured],
+            )
+            for k, op in enumerate(ops)
+        },
+        clocks=its_clocks,
+        tracing=TracingCost(
+            events=events,
+            event_s=event_s,
+            share=events * event_s / iteration.median,
+            traced_over_untraced=median(slowest[untraced:]) / iteration.median if untraced < plan.steps else 1.0,
+        ),
+        environment=Environment(
+            hosts=tuple(hosts.values()),
+            host_of_rank=[numbers[own.boot] for own in measured],
+            library=backend.library,
+            launcher=about.launcher,
+            versions=environment.versions(),
+            settings=environment.settings(),
+            command=about.command,
+            commit=environment.commit(),
+            date=time.strftime("%Y-%m-%d"),
+        ),
+        trace=_trace(rank, measured, its_clocks),
+    )
+
+
+def _trace(rank: Rank, measured: list[Measured], its_clocks: list[Clock]) -> Trace:
+    """Return the rows of all ranks on rank 0's clock, from the earliest one on, in picoseconds."""
+    rows: list[tuple[int, Row, float, float]] = []
+    for number, (own, clock) in enumerate(zip(measured, its_clocks, strict=True)):
+        convert = clocks.onto_rank_0(clock, own.before)
+        rows += [(number, row, convert(row[3]), convert(row[4])) for row in sorted(own.rows, key=lambda row: row[3])]
+    zero = min((start for _, _, start, _ in rows), default=0.0)
+    lanes = tuple(dict.fromkeys(["host", *rank.recorder(1).lanes]))
+    return Trace(
+        origin="measured",
+        schedule=rank.plan.schedule.name,
+        workload=rank.plan.workload.name,
+        cluster="",
+        ranks=rank.backend.ranks,
+        lanes=lanes,
+        ops=tuple(op.name for op in rank.plan.schedule.ops),
+        rank=[number for number, _, _, _ in rows],
+        lane=[lanes.index(row[0]) for _, row, _, _ in rows],
+        op=[row[1] for _, row, _, _ in rows],
+        iteration=[row[2] for _, row, _, _ in rows],
+        start_ps=[round((start - zero) * 1000) for _, _, start, _ in rows],
+        end_ps=[round((end - zero) * 1000) for _, _, _, end in rows],
+    )
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """Return a percentile, linear between neighbours; 0 of nothing."""
+    return float(np.percentile(values, share)) if len(values) else 0.0

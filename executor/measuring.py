@@ -1,0 +1,150 @@
+"""A run on one rank, from the checks at the start to what it measured.
+
+Model
+    Before and after the run proper the same schedule runs a few iterations with communication left out, which costs
+    `compute_s`; weights, optimizers and batch norms are put back in between, so these iterations leave no trace in the
+    training. After the run each collective is timed alone. Rank 0 makes one `Run` of what all ranks measured.
+
+    Ranks compare what they were started with, their weights before the first iteration, every `CHECK_EVERY`
+    iterations and at the end, and look for losses that are no number; iterations behind such a check are left out of
+    the figures.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import TYPE_CHECKING
+
+from executor import clocks, environment
+from executor.assembling import About, Measured, assembled, percentile
+from executor.backends.protocol import Backend
+from executor.interpreter import Interpreter
+from executor.lanes import Lanes, Note
+from executor.plan import Plan
+from executor.rank import Rank
+from executor.recording import cost_s
+from simgd.errors import BackendError, RunError
+from simgd.run import Run
+
+if TYPE_CHECKING:
+    from executor.training import Training
+
+#: Weights are compared after so many iterations, losses looked at after so many.
+CHECK_EVERY = 50
+LOSS_EVERY = 10
+
+#: Each collective is timed alone so often.
+ALONE = 5
+
+
+def run(plan: Plan, backend: Backend, note: Note, finished: Callable[[int, float], None], about: About) -> Run | None:
+    """Run *plan* on this rank; return the run on rank 0, None on the others.
+
+    *finished* is called with each iteration and its seconds. Raises a SimgdError for whatever goes wrong.
+    """
+    _agree(plan, backend)
+    rank = Rank(plan, backend, note)
+    training = rank.training
+    _compare_weights(rank, "before the first iteration")
+    before = clocks.estimate(backend)
+    restore = training.saved() if training is not None else lambda: None
+    compute_before = rank.local_s()
+    restore()
+
+    traced = min(plan.trace_steps, plan.steps)
+    recorder = rank.recorder(traced + rank.instances.owed + 1)
+    lanes = rank.lanes(recorder, traced=traced)
+    interpreter = rank.interpreter(lanes)
+    losses: list[float] = []
+    left_out: list[int] = []
+    last = [time.perf_counter()]
+
+    def after(iteration: int) -> None:
+        now = time.perf_counter()
+        finished(iteration, now - last[0])
+        last[0] = now
+        done = iteration + 1
+        if training is not None and done % LOSS_EVERY == 0 and done < plan.steps:
+            _look_at(training, losses, backend.rank)
+        if training is not None and done % CHECK_EVERY == 0 and done < plan.steps and backend.ranks > 1:
+            lanes.settle()
+            _compare_weights(rank, f"after iteration {iteration}")
+            left_out.append(done)
+            last[0] = time.perf_counter()
+
+    backend.barrier()
+    last[0] = time.perf_counter()
+    try:
+        interpreter.run(plan.steps, after)
+    finally:
+        lanes.close()
+    if training is not None:
+        _look_at(training, losses, backend.rank)
+    digest = _compare_weights(rank, "at the end")
+    memory = environment.peak_memory_bytes(backend.device)
+    seconds = lanes.iterations_s()
+    after_run = clocks.estimate(backend)
+    compute_after = rank.local_s()
+    alone = _alone(rank, interpreter, lanes)
+    rows = recorder.last(plan.steps - traced)
+    own = Measured(
+        iterations_s=seconds,
+        compute_before_s=compute_before,
+        compute_after_s=compute_after,
+        communication_s=alone,
+        losses=losses,
+        memory=memory,
+        durations=[(percentile(each, 50), percentile(each, 95)) for each in recorder.durations_ns],
+        rows=rows,
+        events=len(rows) / max(traced, 1),
+        event_s=cost_s(),
+        before=before,
+        after=after_run,
+        boot=clocks.boot(),
+        host=environment.host(),
+    )
+    all_of_them = backend.exchange(own)
+    if backend.rank:
+        return None
+    return assembled(rank, interpreter, all_of_them, left_out, digest, about)
+
+
+def _agree(plan: Plan, backend: Backend) -> None:
+    """Raise BackendError if ranks were started with different things."""
+    mine = plan.agreed(backend.ranks)
+    everyone = backend.exchange(mine)
+    for rank, theirs in enumerate(everyone):
+        for what, value in everyone[0].items():
+            if theirs[what] != value:
+                raise BackendError(f"rank {rank} was started with {what} {theirs[what]}, rank 0 with {value}")
+
+
+def _look_at(training: "Training", losses: list[float], rank: int) -> None:
+    """Take the losses that have come; raise RunError at one that is no number."""
+    for loss in training.losses():
+        if not math.isfinite(loss):
+            raise RunError(f"rank {rank}: the loss is {loss} in iteration {len(losses)}; take a smaller learning rate")
+        losses.append(loss)
+
+
+def _compare_weights(rank: Rank, when: str) -> int | None:
+    """Return the digest of the weights; raise RunError if ranks differ."""
+    if rank.training is None:
+        return None
+    digests = rank.backend.exchange(rank.training.digest())
+    for other, digest in enumerate(digests):
+        if digest != digests[0]:
+            raise RunError(f"rank {other} has other weights than rank 0 {when}; replicas must stay equal")
+    return int(digests[0])
+
+
+def _alone(rank: Rank, interpreter: Interpreter, lanes: Lanes) -> float:
+    """Return the sum of the schedule's collectives, each with nothing beside it: medians of several."""
+    if rank.backend.ranks == 1:
+        return 0.0
+    times: dict[int, list[float]] = {}
+    for _ in range(ALONE):
+        for k, start in interpreter.communication().items():
+            times.setdefault(k, []).append(lanes.alone(start))
+    return sum(median(found) for found in times.values())
