@@ -1,4 +1,8 @@
-"""The weights after training by a schedule, on real ranks, are those of a serial emulation, bit for bit."""
+"""The weights after training by a schedule, on real ranks, are those of a serial emulation, bit for bit.
+
+``python tests/test_training.py`` prints how far AdamW drifts without rounding, and which tensors drift most: it divides
+by the root of a mean square, so that where a gradient is rounding noise its whole step is.
+"""
 
 from collections.abc import Mapping
 from functools import cache
@@ -210,7 +214,11 @@ def device_of(backend: str) -> str:
 @cache
 def weights(backend: str, ranks: int) -> dict[str, dict[str, torch.Tensor]]:
     """Train all cases of one group, once."""
-    given = cases(backend, ranks)
+    return train_on(backend, ranks, cases(backend, ranks))
+
+
+def train_on(backend: str, ranks: int, given: list[Trained]) -> dict[str, dict[str, torch.Tensor]]:
+    """Train the *given* cases on real ranks, or on emulated ones."""
     if backend == "loopback":
         swap = (torch.get_rng_state, torch.set_rng_state)
         return loopback.run(ranks, lambda each: training_cases.train_all(given, each), swap=swap)[0]
@@ -292,3 +300,25 @@ def test_schedules_without_delay_equal_distributed_data_parallel(backend, ranks,
     if ranks == 2:
         assert [each for each in ours if not torch.equal(ours[each], theirs[each])] == []
     assert distance(ours, theirs) <= 1e-5
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    for network in NETWORKS:
+        for backend, ranks in (("mpi", 3), ("mpi", 4), ("gloo", 3), ("gloo", 4)):
+            given = [trained(name, network, "adamw", ranks, rounded=False) for name in ALL]
+            found = train_on(backend, ranks, given)
+            drifts = {}
+            for case_, name in zip(given, ALL, strict=True):
+                exact = reference(name, network, "adamw", ranks, rounded=False)[0].weights
+                drifts[name] = {each: distance({each: found[case_.name][each]}, exact) for each in exact}
+                drifts[name]["all"] = distance(found[case_.name], exact)
+            worst = max(drifts, key=lambda name: drifts[name]["all"])
+            tensors = sorted(drifts[worst].items(), key=lambda item: -item[1])
+            most = ", ".join(f"{name} {value:.1e}" for name, value in tensors[:4] if name != "all")
+            overall = [drifts[name]["all"] for name in drifts]
+            print(f"{network}, {backend}, {ranks} ranks: {min(overall):.1e} to {max(overall):.1e} ({worst}: {most})")
+
+
+if __name__ == "__main__":
+    main()

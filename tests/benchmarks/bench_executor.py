@@ -48,7 +48,7 @@ COMPARED: dict[str, tuple[tuple[str, str, dict[str, Any], int], ...]] = {
     ),
 }
 
-PAIRS = 60
+PAIRS = 40
 
 #: Iterations in a block of a pair.
 BLOCK = {"gloo": 3, "nccl": 20}
