@@ -72,11 +72,14 @@ def test_the_h200_profiles_passes_are_within_their_interval_of_the_committed_rec
         assert abs(error) < max(estimate.uncertainty for estimate in estimates)
 
 
-def test_the_runs_on_gpus_are_those_of_the_table_and_fit_together():
-    record = json.loads((STUDY.parent / "run_on_gpus/h100.json").read_text())
+RUNS = {name: json.loads((STUDY.parent / f"run_on_gpus/{name}.json").read_text()) for name in ("h100", "h200")}
+
+
+@pytest.mark.parametrize(("name", "count"), [("h100", 24), ("h200", 12)])
+def test_the_runs_on_gpus_are_those_of_the_table_and_fit_together(name, count):
     table = (STUDY.parent / "run_on_gpus/README.md").read_text()
-    assert len(record["cases"]) == 24
-    for case in record["cases"]:
+    assert len(RUNS[name]["cases"]) == count
+    for case in RUNS[name]["cases"]:
         median_s = case["iteration"]["median"]
         assert f"| {median_s * 1e3:.1f} (" in table
         assert case["exposed_communication_s"] == pytest.approx(median_s - case["compute_s"])
@@ -85,10 +88,8 @@ def test_the_runs_on_gpus_are_those_of_the_table_and_fit_together():
 
 def test_on_two_gpus_all_schedules_of_one_delay_left_the_same_weights():
     """Where kernels are deterministic: the sum of two has one order, and halving it is exact."""
-    record = json.loads((STUDY.parent / "run_on_gpus/h100.json").read_text())
     for network in ("vgg16", "resnet50"):
-        digests = {case["schedule"]: case["weights_digest"] for case in record["cases"] if case["workload"] == network}
-        delayed = {name for name in digests if name.startswith("async")}
-        assert len({digests[name] for name in delayed}) == 1
-        assert len({digests[name] for name in digests.keys() - delayed}) == 1
-        assert len(set(digests.values())) == 2
+        cases = [case for record in RUNS.values() for case in record["cases"] if case["workload"] == network]
+        delayed = {case["weights_digest"] for case in cases if case["schedule"].startswith("async")}
+        prompt = {case["weights_digest"] for case in cases if not case["schedule"].startswith("async")}
+        assert (len(delayed), len(prompt), len(delayed | prompt)) == (1, 1, 2)
