@@ -6,6 +6,7 @@ Model
     is rank 0 writes the file; `OUT.parts/`, in which every rank leaves its progress, goes when the file is there.
 """
 
+import importlib.util
 import os
 import shutil
 import sys
@@ -67,6 +68,8 @@ def launched(order: Order) -> Launched | None:
 
 def run(plan: Plan, order: Order, found: Launched | None) -> Run | None:
     """Run *plan* and return the run; None on ranks other than 0. Raises a SimgdError in one line."""
+    if plan.compute == "real" and importlib.util.find_spec("torch") is None:
+        raise BackendError("training a network needs torch; pip install 'simgd[torch]', or take --compute emulated")
     if order.backend == "loopback":
         return _loopback(plan, order, order.ranks or 1)
     if found is not None:

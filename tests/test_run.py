@@ -1,5 +1,6 @@
 """`simgd run`: what a user types, on real ranks, and what comes out."""
 
+import importlib.util
 import json
 import os
 import re
@@ -392,6 +393,14 @@ def test_half_precision_over_mpi_is_refused_before_anything_is_sent(tmp_path):
     files.write(tmp_path / "s.json", made)
     ran = typed("run s.json --workload mlp --backend mpi --ranks 2 --steps 3", tmp_path)
     assert "op 'all_reduce all' sends bfloat16, but MPI has no sum of it; send float32" in refused(ran)
+
+
+def test_training_without_torch_says_what_to_install(simgd, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else find(name))
+    ran = simgd("run sync --workload mlp --ranks 2 --steps 3")
+    assert (ran.status, ran.err.count("\n")) == (2, 1)
+    assert "training a network needs torch; pip install 'simgd[torch]', or take --compute emulated" in ran.err
 
 
 def test_gpus_that_are_not_there_are_said_in_one_line(tmp_path):
