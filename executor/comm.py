@@ -145,7 +145,8 @@ class CommLane:
             self._closing = True
             self._changed.notify_all()
         if self._thread is not None and self._error is None:
-            self._thread.join()
+            # It may wait for a rank that is gone: then it goes with the process.
+            self._thread.join(timeout=5)
 
     def _until(self, reached: Callable[[], bool]) -> None:
         """Wait for the thread; raise what it met."""

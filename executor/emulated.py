@@ -1,10 +1,10 @@
 """The local work of a rank that only spends time: as many seconds for each op as somebody looked up, no network.
 
 Model
-    Each op ends at its own deadline: the end of the op before it, or of the wait before it, and its seconds after
-    that. Deadlines are absolute, so that late wake-ups do not add up. A rank that computes on a GPU leaves its CPU
-    idle: it sleeps, and spins only through the last 200 us. A rank that computes on its CPU spins all the time (busy)
-    and passes by the comm lane at each turn. Buffers are real and so is what is communicated; they hold zeros.
+    Each op ends at a deadline, its seconds after it began. A rank that computes on a GPU leaves its CPU idle: it
+    sleeps, and spins only through the last 200 us, so that late wake-ups do not add up. A rank that computes on its CPU
+    spins all the time (busy) and passes by the comm lane at each turn. Buffers are real and so is what is communicated;
+    they hold zeros.
 """
 
 from collections.abc import Sequence
@@ -39,7 +39,6 @@ class Emulated:
             if isinstance(op.work, Communicate)
         }
         self._reach: Passes | None = None
-        self._deadline = 0
 
     def passes(self, iteration: int, reach: Passes) -> None:
         """Spend the time of every pass."""
@@ -71,9 +70,7 @@ class Emulated:
 
     def _spend(self, k: int) -> None:
         now = perf_counter_ns()
-        # What was late by less than a wake-up counts as on time: the lane was never idle.
-        begin = self._deadline if 0 <= now - self._deadline < SPIN_NS else now
-        self._deadline = deadline = begin + self._ns[k]
+        deadline = now + self._ns[k]
         assert self._reach is not None
         if not self._busy:
             left = deadline - now - SPIN_NS

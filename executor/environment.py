@@ -60,6 +60,13 @@ def peak_memory_bytes(device: str) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
 
 
+def forget_peak_memory(device: str) -> None:
+    """Let the peak of a GPU's memory be that of what follows."""
+    torch = sys.modules.get("torch")
+    if device == "cuda" and torch is not None:
+        torch.cuda.reset_peak_memory_stats()
+
+
 def commit() -> str:
     """Return the commit of a checkout of simgd, with "+" if files differ from it; "" where it is no checkout."""
     head = _git("rev-parse", "HEAD")

@@ -25,7 +25,7 @@ from executor.parts import Part, Phase, clear, iterations
 from executor.plan import Plan
 from executor.supervise import give_up, supervise, watch
 from simgd import files, perfetto
-from simgd.errors import BackendError, FileError, SimgdError
+from simgd.errors import BackendError, FileError, RunError, SimgdError
 from simgd.run import BackendName, Run
 
 #: Told which iteration of how many has ended.
@@ -96,7 +96,7 @@ def _cleared(order: Order) -> Iterator[None]:
     """Remove the parts in the end, unless the run failed and they hold iterations that nothing else does."""
     try:
         yield
-    except SimgdError:
+    except (SimgdError, KeyboardInterrupt):
         if not _hold_iterations(order.parts):
             shutil.rmtree(order.parts, ignore_errors=True)
         raise
@@ -130,6 +130,9 @@ def _turns(plan: Plan, order: Order, ranks: int) -> Run:
         import torch
 
         swap = (torch.get_rng_state, torch.set_rng_state)
+        if ranks > 1 and "OMP_NUM_THREADS" not in os.environ:
+            # Each rank's thread would have a pool of its own, and all of them spin on the same cores.
+            torch.set_num_threads(1)
 
     def target(backend: Backend) -> Run | None:
         part = parts[backend.rank]
@@ -139,14 +142,20 @@ def _turns(plan: Plan, order: Order, ranks: int) -> Run:
             if backend.rank == 0:
                 order.bar(iteration + 1)
 
-        made = measuring.run(plan, backend, part, finished, order.about)
+        try:
+            made = measuring.run(plan, backend, part, finished, order.about)
+        except SimgdError:
+            raise
+        except Exception as error:
+            raise RunError(_raised(backend.rank, part, error)) from error
         part.at(Phase.FINISHED)
         return made
 
     made = loopback.run(ranks, target, swap=swap)[0]
     assert made is not None
     _write(made, order)
-    order.say(f"loopback: {ranks} ranks take turns in this process; their times show no overlap")
+    if ranks > 1:
+        order.say(f"loopback: {ranks} ranks take turns in this process; their times show no overlap")
     return made
 
 
@@ -188,12 +197,25 @@ def _one_rank(plan: Plan, order: Order, found: Launched) -> Run | None:
     except SimgdError as error:
         message = str(error)
     except Exception as error:
-        traceback.print_exc()
-        message = f"raised {type(error).__name__}: {error}"
+        message = _raised(found.rank, part, error)
     if part is None:
-        raise BackendError(f"rank {found.rank}: {message}")
+        message = f"rank {found.rank}: {message}"
+        if backend is not None:
+            # The others wait for this rank, and so would the library's own way out.
+            print(f"simgd: {message}", file=sys.stderr, flush=True)
+            backend.abort(2)
+        raise BackendError(message)
     abort = backend.abort if backend is not None else None
     return give_up(part, found, message, out_name=order.out.name, abort=abort)
+
+
+def _raised(number: int, part: Part | None, error: Exception) -> str:
+    """Return one line about an error of the network or of a library; the whole of it goes into the parts."""
+    place = "while starting"
+    if part is not None:
+        place = part.state().place
+        (part.folder / f"rank-{number}.traceback").write_text(traceback.format_exc())
+    return f"rank {number} raised {type(error).__name__} {place}: {' '.join(str(error).split())[:300]}"
 
 
 def _by(found: Launched) -> str:

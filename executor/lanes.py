@@ -91,6 +91,7 @@ class HostLanes:
 
     def begin(self, iteration: int) -> None:
         """Return at once: the host has run the iteration before."""
+        self._at(RUNNING, None, iteration)
 
     def enter(self, k: int, iteration: int) -> None:  # noqa: D102
         comm = self._comm
@@ -132,6 +133,7 @@ class HostLanes:
         if self._comm is not None:
             self._comm.settle()
             self._comm.restart()
+        self._recorder.next_iteration()
 
     def iterations_s(self) -> list[float]:  # noqa: D102
         return [(end - begin) * 1e-9 for begin, end in zip(self._marks, self._marks[1:], strict=False)]

@@ -5,14 +5,16 @@ Model
     `compute_s`; weights, optimizers and batch norms are put back in between, so these iterations leave no trace in the
     training. After the run each collective is timed alone. Rank 0 makes one `Run` of what all ranks measured.
 
-    Ranks compare what they were started with, their weights before the first iteration, every `CHECK_EVERY`
-    iterations and at the end, and look for losses that are no number; iterations behind such a check are left out of
-    the figures.
+    Ranks compare what they were started with, and their weights before the first iteration, every `CHECK_EVERY`
+    iterations and at the end; iterations behind such a comparison are left out of the figures. Losses stay on the
+    device and are looked at every `LOSS_EVERY` iterations.
+
+    Wherever a rank may have to wait for the others, its note says so: whoever looks after it tells waiting from work.
 """
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -20,12 +22,12 @@ from executor import clocks, environment
 from executor.assembling import About, Measured, assembled, percentile
 from executor.backends.protocol import Backend
 from executor.interpreter import Interpreter
-from executor.lanes import Lanes, Note
+from executor.lanes import WAITING, Lanes, Note
 from executor.plan import Plan
 from executor.rank import Rank
 from executor.recording import cost_s
 from simgd.errors import BackendError, RunError
-from simgd.run import Run
+from simgd.run import Run, counted, warm_up_of
 
 if TYPE_CHECKING:
     from executor.training import Training
@@ -46,11 +48,11 @@ def run(plan: Plan, backend: Backend, note: Note, finished: Callable[[int, float
     _agree(plan, backend)
     rank = Rank(plan, backend, note)
     training = rank.training
+    note.at(WAITING)
     _compare_weights(rank, "before the first iteration")
     before = clocks.estimate(backend)
-    restore = training.saved() if training is not None else lambda: None
-    compute_before = rank.local_s()
-    restore()
+    compute_before = _without_trace(rank)
+    environment.forget_peak_memory(backend.device)
 
     traced = min(plan.trace_steps, plan.steps)
     recorder = rank.recorder(traced + rank.instances.owed + 1)
@@ -68,11 +70,13 @@ def run(plan: Plan, backend: Backend, note: Note, finished: Callable[[int, float
         if training is not None and done % LOSS_EVERY == 0 and done < plan.steps:
             _look_at(training, losses, backend.rank)
         if training is not None and done % CHECK_EVERY == 0 and done < plan.steps and backend.ranks > 1:
+            note.at(WAITING, None, iteration)
             lanes.settle()
             _compare_weights(rank, f"after iteration {iteration}")
             left_out.append(done)
             last[0] = time.perf_counter()
 
+    note.at(WAITING)
     backend.barrier()
     last[0] = time.perf_counter()
     try:
@@ -81,13 +85,17 @@ def run(plan: Plan, backend: Backend, note: Note, finished: Callable[[int, float
         lanes.close()
     if training is not None:
         _look_at(training, losses, backend.rank)
+    note.at(WAITING, None, plan.steps)
     digest = _compare_weights(rank, "at the end")
     memory = environment.peak_memory_bytes(backend.device)
     seconds = lanes.iterations_s()
     after_run = clocks.estimate(backend)
     compute_after = rank.local_s()
-    alone = _alone(rank, interpreter, lanes)
-    rows = recorder.last(plan.steps - traced)
+    alone = _alone(rank, interpreter, lanes, note)
+    note.at(WAITING, None, plan.steps)
+    # Of a device only the traced iterations have times of ops.
+    on_device = backend.device == "cuda"
+    chosen = range(plan.steps) if on_device else counted(plan.steps, warm_up_of(plan.steps), left_out)
     own = Measured(
         iterations_s=seconds,
         compute_before_s=compute_before,
@@ -95,9 +103,9 @@ def run(plan: Plan, backend: Backend, note: Note, finished: Callable[[int, float
         communication_s=alone,
         losses=losses,
         memory=memory,
-        durations=[(percentile(each, 50), percentile(each, 95)) for each in recorder.durations_ns],
-        rows=rows,
-        events=len(rows) / max(traced, 1),
+        durations=[_spread(each, set(chosen)) for each in recorder.durations_ns],
+        rows=recorder.last(plan.steps - traced) if traced else [],
+        events=recorder.count / (traced or 1 if on_device else plan.steps),
         event_s=cost_s(),
         before=before,
         after=after_run,
@@ -108,6 +116,12 @@ def run(plan: Plan, backend: Backend, note: Note, finished: Callable[[int, float
     if backend.rank:
         return None
     return assembled(rank, interpreter, all_of_them, left_out, digest, about)
+
+
+def _spread(durations: Sequence[tuple[int, int]], chosen: set[int]) -> tuple[float, float]:
+    """Return median and 95th percentile over the *chosen* iterations; over all where none of them has the op."""
+    kept = [each for iteration, each in durations if iteration in chosen] or [each for _, each in durations]
+    return percentile(kept, 50), percentile(kept, 95)
 
 
 def _agree(plan: Plan, backend: Backend) -> None:
@@ -139,12 +153,21 @@ def _compare_weights(rank: Rank, when: str) -> int | None:
     return int(digests[0])
 
 
-def _alone(rank: Rank, interpreter: Interpreter, lanes: Lanes) -> float:
+def _without_trace(rank: Rank) -> float:
+    """Return the seconds of an iteration without communication, and put back what it changed."""
+    restore = rank.training.saved() if rank.training is not None else lambda: None
+    seconds = rank.local_s()
+    restore()
+    return seconds
+
+
+def _alone(rank: Rank, interpreter: Interpreter, lanes: Lanes, note: Note) -> float:
     """Return the sum of the schedule's collectives, each with nothing beside it: medians of several."""
     if rank.backend.ranks == 1:
         return 0.0
     times: dict[int, list[float]] = {}
     for _ in range(ALONE):
         for k, start in interpreter.communication().items():
+            note.at(WAITING, k, rank.plan.steps)
             times.setdefault(k, []).append(lanes.alone(start))
     return sum(median(found) for found in times.values())

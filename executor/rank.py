@@ -19,8 +19,8 @@ from simgd.soundness import derive
 if TYPE_CHECKING:
     from executor.training import Training
 
-#: Iterations without communication, before and after a run.
-LOCAL_STEPS = 5
+#: Iterations without communication, before and after a run, and how many more come before them as warm-up.
+LOCAL_STEPS, LOCAL_WARM_UP = 5, 2
 
 
 class Rank:
@@ -117,12 +117,12 @@ class Rank:
 
     def local_s(self) -> float:
         """Return the seconds of an iteration with communication left out; weights change."""
-        steps = min(LOCAL_STEPS, max(2, self.plan.steps))
+        steps = LOCAL_WARM_UP + min(LOCAL_STEPS, self.plan.steps)
         lanes = self.lanes(self.recorder(1), traced=0, communicating=False)
         self.interpreter(lanes).run(steps, lambda iteration: None)
         if self.training is not None:
             self.training.losses()
-        return median(lanes.iterations_s()[1:])
+        return median(lanes.iterations_s()[LOCAL_WARM_UP:])
 
 
 def _check_wire(plan: Plan, backend: Backend) -> None:

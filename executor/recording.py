@@ -17,11 +17,15 @@ Row = tuple[Lane, int, int, int, int]
 
 
 class Recorder:
-    """The rows of one rank; *lanes* names the lane of each op, *kept* says how many of the last iterations stay."""
+    """The rows of one rank; *lanes* names the lane of each op, *kept* says how many of the last iterations stay.
+
+    `durations_ns` holds (iteration, duration) by op, `count` the number of rows.
+    """
 
     def __init__(self, lanes: Sequence[Lane], kept: int) -> None:
         self.lanes = list(lanes)
-        self.durations_ns: list[list[int]] = [[] for _ in lanes]
+        self.durations_ns: list[list[tuple[int, int]]] = [[] for _ in lanes]
+        self.count = 0
         self._kept: deque[list[Row]] = deque(maxlen=max(kept, 1))
         self.restart()
 
@@ -38,9 +42,10 @@ class Recorder:
 
     def fold(self, rows: Sequence[Row]) -> None:
         """Note how long the ops of *rows* took; issuing is not counted."""
-        for lane, k, _, start, end in rows:
+        self.count += len(rows)
+        for lane, k, iteration, start, end in rows:
             if lane == self.lanes[k]:
-                self.durations_ns[k].append(end - start)
+                self.durations_ns[k].append((iteration, end - start))
 
     def last(self, first_iteration: int) -> list[Row]:
         """Return the rows of *first_iteration* and of later ones."""

@@ -74,6 +74,7 @@ class StreamLanes:
 
     def begin(self, iteration: int) -> None:
         """Return when the compute of the iteration that is `run_ahead` behind has ended."""
+        self._at(RUNNING, None, iteration)
         behind = iteration - self._run_ahead
         if behind >= 0:
             self._at(WAITING, self._instances.last_compute, behind)

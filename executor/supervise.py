@@ -138,7 +138,8 @@ class _Clock:
         all_finished = all(known and known.phase is Phase.FINISHED for known, _ in self._places.values())
         for known, since in self._places.values():
             started = known is not None and known.phase is not Phase.STARTING
-            limit_s = self._timeout_s if started else max(self._timeout_s, START_S)
+            # Ending takes a library its time as starting does.
+            limit_s = self._timeout_s if started and not all_finished else max(self._timeout_s, START_S)
             if now - since > limit_s and (all_finished or known is None or known.phase is not Phase.FINISHED):
                 return limit_s
         return None

@@ -4,7 +4,6 @@ Whatever is slow to import is imported by the command that needs it. Bad input e
 """
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, get_args
 
@@ -320,6 +319,12 @@ def run_(
     _check_outputs(trace=trace)
     if not out.parent.is_dir():
         raise FileError(f"{out}: there is no folder {str(out.parent)!r}")
+    for path in (out, trace):
+        if path is not None and path.is_dir():
+            raise FileError(f"{path}: is a folder; name a file")
+    if trace is not None and trace.absolute() == out.absolute():
+        raise FileError(f"{out}: --out and --trace name the same file")
+    bar = _Bar(steps)
     order = execution.Order(
         backend=backend,  # type: ignore[arg-type]
         ranks=ranks,
@@ -328,7 +333,7 @@ def run_(
         timeout_s=timeout,
         arguments=_given,
         say=lambda line: None if json else print(line, flush=True),
-        bar=_bar(steps) if not dry else lambda done: None,
+        bar=bar,
     )
     found = None if dry else execution.launched(order)
     count = found.ranks if found is not None else ranks or 1
@@ -350,7 +355,10 @@ def run_(
     if dry:
         print(dry_run.told(plan.schedule, plan.workload, count, steps, plan.execution))
         return
-    made = execution.run(plan, order, found)
+    try:
+        made = execution.run(plan, order, found)
+    finally:
+        bar.stop()
     if made is None or (found is not None and found.supervised):
         return
     if json:
@@ -534,25 +542,30 @@ def _plan(
     )
 
 
-def _bar(steps: int) -> Callable[[int], None]:
-    """Return what shows how many of *steps* iterations are done: a progress bar, on a terminal only."""
-    if not sys.stderr.isatty():
-        return lambda done: None
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+class _Bar:
+    """Shows how many of *steps* iterations are done: a progress bar, on a terminal only."""
 
-    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
-    shown = Progress(*columns, console=Console(stderr=True), transient=True)
-    task = shown.add_task("iterations", total=steps)
+    def __init__(self, steps: int) -> None:
+        self._steps = steps
+        self._shown: Any = None
 
-    def bar(done: int) -> None:
-        if not shown.live.is_started:
-            shown.start()
-        shown.update(task, completed=done)
-        if done >= steps:
-            shown.stop()
+    def __call__(self, done: int) -> None:
+        """Show that *done* iterations are."""
+        if self._shown is None and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
-    return bar
+            columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+            self._shown = Progress(*columns, console=Console(stderr=True), transient=True)
+            self._shown.add_task("iterations", total=self._steps)
+            self._shown.start()
+        if self._shown is not None:
+            self._shown.update(self._shown.task_ids[0], completed=done)
+
+    def stop(self) -> None:
+        """Take the bar away."""
+        if self._shown is not None:
+            self._shown.stop()
 
 
 def _arguments(pairs: list[str]) -> dict[str, str | int | float | bool]:

@@ -24,7 +24,7 @@ def run(made: Run) -> RenderableType:
         ("throughput", f"{made.samples_per_s:.4g} {made.workload.sample}s/s"),
         (
             "peak memory",
-            f"{show_bytes(max(made.peak_memory_bytes))}, gradients and weights sent {show_bytes(made.buffer_bytes)}",
+            f"{show_bytes(max(made.peak_memory_bytes))}, of it buffers of messages {show_bytes(made.buffer_bytes)}",
         ),
         ("staleness", _staleness(made)),
         ("loss", _loss(made)),

@@ -118,6 +118,7 @@ ARGUMENTS = {
     f"{RUN} --workload mlp --out r.txt": "a run is written as JSON; end the name in .json",
     f"{RUN} --workload mlp --out missing/r.json": "missing/r.json: there is no folder 'missing'",
     f"{RUN} --workload mlp --trace t.txt": "end the name in .json",
+    f"{RUN} --workload mlp --trace r.json --out r.json": "r.json: --out and --trace name the same file",
     f"{RUN} --workload mlp --ranks 0": "--ranks",
     f"{RUN} --workload mlp --timeout 0": "--timeout",
     f"{RUN} --workload mlp --batch 0": "a batch of 0 is none",

@@ -284,7 +284,8 @@ def test_a_rank_that_has_finished_may_wait_for_the_others_but_not_all_for_none()
     start = time.monotonic()
     assert clock.stuck_s([at(0, Phase.FINISHED), at(1, Phase.RUNNING)], start) is None
     assert clock.stuck_s([at(0, Phase.FINISHED), at(1, Phase.RUNNING, 1)], start + 9) is None
-    assert clock.stuck_s([at(0, Phase.FINISHED), at(1, Phase.FINISHED)], start + 10) == 5.0
+    assert clock.stuck_s([at(0, Phase.FINISHED), at(1, Phase.FINISHED)], start + 10) is None
+    assert clock.stuck_s([at(0, Phase.FINISHED), at(1, Phase.FINISHED)], start + 61) == 60.0
 
 
 def test_a_rank_is_given_a_minute_to_start():

@@ -1,5 +1,7 @@
 """The interpreter of a schedule on a rank: the order of ops, the ledger of versions, what it refuses."""
 
+from time import perf_counter_ns
+
 import msgspec
 import pytest
 import test_training as oracle
@@ -8,6 +10,7 @@ from training_cases import SEED
 
 from executor.backends import loopback
 from executor.comm import Progress
+from executor.emulated import Emulated
 from executor.interpreter import Ledger
 from executor.layout import Layout
 from executor.parts import Phase
@@ -100,6 +103,31 @@ def test_emulated_compute_runs_the_same_ops_in_the_same_order_as_a_module():
     for compute in ("emulated", "emulated:busy"):
         emulated = measured(plan(schedule, workload, compute=compute, op_seconds=seconds), 2)
         assert [by_lane(rows) for rows in emulated] == [by_lane(rows) for rows in real]
+
+
+@pytest.mark.parametrize("compute", ["emulated", "emulated:busy"])
+def test_emulated_compute_begins_when_what_it_waited_for_is_there(compute):
+    """Waits of 100 us before each op of 500 us: nothing of either may be lost."""
+    schedule = oracle.schedule("sync", "attention")
+    local = Emulated(schedule, Layout(schedule, 2), [5e-4] * len(schedule.ops), busy=compute != "emulated")
+
+    class Waiting:
+        ops = 0
+
+        def enter(self, k: int) -> None:
+            deadline = perf_counter_ns() + 100_000
+            while perf_counter_ns() < deadline:
+                pass
+            self.ops += 1
+
+        def leave(self, k: int) -> None: ...
+
+        def touch(self) -> None: ...
+
+    waiting = Waiting()
+    begin = perf_counter_ns()
+    local.passes(0, waiting)
+    assert perf_counter_ns() - begin >= waiting.ops * 600_000
 
 
 @pytest.mark.parametrize("name", oracle.ALL)

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -320,7 +321,7 @@ def test_a_killed_rank_ends_the_run_with_one_line_that_show_repeats(tmp_path, si
     )
     assert re.fullmatch(line, said), said
     assert all_gone(states)
-    assert "rank 1" in simgd("show run.json").out
+    assert simgd("show run.json").out.strip() == said.removeprefix("simgd: ").strip()
     assert not (tmp_path / "run.json").exists()
 
 
@@ -332,7 +333,13 @@ def test_after_a_kill_under_mpiexec_show_tells_from_the_parts(tmp_path, simgd, o
     assert running.returncode != 0
     assert all_gone(states)
     shown = simgd("show run.json").out
-    assert re.search(r"rank [01] .*of iteration \d+.*; run\.json holds \d+ iterations", shown), shown
+    # Which of the two the launcher's kill reached first is not always to be told (see `executor.witness`).
+    line = (
+        r"rank ([01]) died in .*of iteration \d+; rank ([01]) waits in op '.*' of iteration \d+; run\.json holds \d+ "
+    )
+    found = re.match(line, shown)
+    assert found, shown
+    assert found[1] != found[2]
 
 
 # --- what goes wrong: one line, status 2 -------------------------------------------------------------------------
@@ -393,6 +400,44 @@ def test_half_precision_over_mpi_is_refused_before_anything_is_sent(tmp_path):
     files.write(tmp_path / "s.json", made)
     ran = typed("run s.json --workload mlp --backend mpi --ranks 2 --steps 3", tmp_path)
     assert "op 'all_reduce all' sends bfloat16, but MPI has no sum of it; send float32" in refused(ran)
+
+
+def test_an_error_of_the_network_itself_is_one_line_with_its_place(simgd, tmp_path):
+    """7 iterations without communication come first: 2 of warm-up and 5 that count; the 11th call is iteration 3."""
+    files.write(tmp_path / "s.toml", from_spec("tiny:stumbling"))
+    ran = simgd("run sync --workload s.toml --ranks 1 --steps 8")
+    assert ran.status == 2
+    assert ran.err == "simgd: rank 0 raised ArithmeticError in iteration 3: it went wrong\n"
+
+
+def test_a_healthy_run_may_take_longer_to_start_and_to_end_than_its_timeout(tmp_path):
+    ran = typed("run sync --workload mlp --backend gloo --ranks 2 --steps 3 --timeout 1", tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_rank_0_without_a_place_to_write_ends_the_others_too(tmp_path):
+    line = "run sync --workload mlp --backend mpi --steps 3 --out /proc/run.json"
+    ran = typed(line, tmp_path, before=[str(MPIEXEC), "-n", "2"])
+    assert ran.returncode != 0
+    assert ran.stderr.count("simgd: rank 0: /proc/run.json.parts: cannot be written") == 1
+    assert "Traceback" not in ran.stderr
+
+
+def test_ctrl_c_ends_a_run_in_this_process(tmp_path):
+    for ranks in (1, 2):
+        line = f"run layerwise --workload digits-cnn --ranks {ranks} --steps 100000"
+        running = subprocess.Popen(
+            [*SIMGD, *line.split()], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        deadline = time.monotonic() + 60
+        while not any(state.done for state in peek(tmp_path / "run.json.parts")):
+            assert time.monotonic() < deadline, "it never trained"
+            time.sleep(0.02)
+        running.send_signal(signal.SIGINT)
+        running.communicate(timeout=30)
+        assert running.returncode == 130
+        shutil.rmtree(tmp_path / "run.json.parts")
 
 
 def test_training_without_torch_says_what_to_install(simgd, monkeypatch):

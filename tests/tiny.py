@@ -77,6 +77,28 @@ class Forgetful(nn.Module):
         return self.first(x) if self.forgets else self.second(self.first(x))
 
 
+class Stumbling(nn.Module):
+    """Raises in its fourth iteration and after."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.only = nn.Linear(4, 4)
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += x.device.type != "meta"
+        if self.calls > 10:
+            raise ArithmeticError("it went\nwrong")
+        return self.only(x)
+
+
+def stumbling() -> Case:
+    def inputs(batch: int, tokens: int) -> tuple[Tensor, ...]:
+        return torch.randn(batch, 4), torch.randint(4, (batch,))
+
+    return Case(module=Stumbling(), inputs=inputs, loss=cross_entropy, batch=4)
+
+
 def forgetful() -> Case:
     def inputs(batch: int, tokens: int) -> tuple[Tensor, ...]:
         return torch.randn(batch, 4), torch.randint(4, (batch,))

@@ -112,6 +112,7 @@ class _Run(Generic[Result]):
         self._failure: BaseException | None = None
         self._over = False
         self._ended = [False] * ranks
+        self._gone = [threading.Event() for _ in range(ranks)]
         self._waits_in: list[_Meeting | None] = [None] * ranks
         self._open: dict[Hashable, _Meeting] = {}
         self._save, self._restore = swap or _NO_SWAP
@@ -123,16 +124,19 @@ class _Run(Generic[Result]):
             turn.acquire()
 
     def results(self) -> list[Result]:
-        threads = [threading.Thread(target=self._live, args=(rank,), daemon=True) for rank in range(self.ranks)]
-        for thread in threads:
-            thread.start()
+        # A rank alone needs no turns; in the caller's thread an interrupt reaches it.
+        alone = self.ranks == 1
+        for rank in () if alone else range(self.ranks):
+            threading.Thread(target=self._live, args=(rank,), daemon=True).start()
         try:
             self._pass_on(self.ranks - 1)
-            _join(threads)
+            if alone:
+                self._live(0)
+            self._wait_for_all()
         except BaseException:
             # Interrupted: the rank that runs ends in its next call, and the others after it.
             self._over = True
-            _join(threads)
+            self._wait_for_all()
             raise
         finally:
             self._restore(self._start)
@@ -156,6 +160,12 @@ class _Run(Generic[Result]):
             self._over = True
         self._ended[rank] = True
         self._pass_on(rank)
+        self._gone[rank].set()
+
+    def _wait_for_all(self) -> None:
+        """Return when every rank has ended; unlike joining a thread, that can be tried again after an interrupt."""
+        for gone in self._gone:
+            gone.wait()
 
     # The baton
 
@@ -394,8 +404,3 @@ def _copy(buffer: Any) -> Any:
 
 def _described(buffer: Any) -> str:
     return f"{len(buffer)} x {str(buffer.dtype).removeprefix('torch.')}"
-
-
-def _join(threads: list[threading.Thread]) -> None:
-    for thread in threads:
-        thread.join()

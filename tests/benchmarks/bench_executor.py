@@ -38,7 +38,7 @@ from simgd.workload import Workload
 #: Workloads of the comparison: one whose communication weighs, and one of many small layers.
 COMPARED: dict[str, tuple[tuple[str, str, dict[str, Any], int], ...]] = {
     "gloo": (
-        #        ("resnet50", "executor.networks:resnet50", {"image_size": 64}, 8),
+        ("resnet50", "executor.networks:resnet50", {"image_size": 64}, 8),
         ("char-transformer", "executor.networks:char_transformer", {}, 8),
     ),
     "nccl": (
