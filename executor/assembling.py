@@ -113,7 +113,7 @@ def assembled(
         weights_digest=digest,
         ops={
             op.name: OpTimes(
-                lane=rank.recorder(1).lanes[k],
+                lane=rank.lane_of_op[k],
                 median_s=[own.durations[k][0] * 1e-9 for own in measured],
                 p95_s=[own.durations[k][1] * 1e-9 for own in measured],
             )
@@ -148,7 +148,7 @@ def _trace(rank: Rank, measured: list[Measured], its_clocks: list[Clock]) -> Tra
         convert = clocks.onto_rank_0(clock, own.before)
         rows += [(number, row, convert(row[3]), convert(row[4])) for row in sorted(own.rows, key=lambda row: row[3])]
     zero = min((start for _, _, start, _ in rows), default=0.0)
-    lanes = tuple(dict.fromkeys(["host", *rank.recorder(1).lanes]))
+    lanes = tuple(dict.fromkeys(["host", *rank.lane_of_op]))
     return Trace(
         origin="measured",
         schedule=rank.plan.schedule.name,

@@ -8,7 +8,6 @@ Model
 """
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -25,16 +24,6 @@ class Estimate(NamedTuple):
     offset_ns: float
     uncertainty_ns: float
     at_ns: int
-
-
-def boot() -> str:
-    """Return what ranks of one host share: the identity of its boot, whose monotonic clock they read."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        import platform
-
-        return platform.node()
 
 
 def estimate(backend: Backend) -> Estimate:

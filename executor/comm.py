@@ -122,18 +122,14 @@ class CommLane:
             self._until(lambda: self._ended > number)
             return
         while self._ended <= number:
-            self._flying[0].pending.wait()
-            self._land()
-            self._fill()
+            self._end_oldest()
 
     def settle(self) -> None:
         """Return when everything that was posted has ended."""
         if self._thread is not None:
             self._until(lambda: not self._flying)
         while self._flying:
-            self._flying[0].pending.wait()
-            self._land()
-            self._fill()
+            self._end_oldest()
 
     def restart(self) -> None:
         """Count iterations anew: a new run begins."""
@@ -164,6 +160,12 @@ class CommLane:
             self._held.popleft()
             now = perf_counter_ns()
             self._flying.append(_Flight(k, iteration, now, start(iteration)))
+
+    def _end_oldest(self) -> None:
+        """Wait for the oldest one in flight, and start what was held back for it."""
+        self._flying[0].pending.wait()
+        self._land()
+        self._fill()
 
     def _land(self) -> None:
         """Note that the oldest one in flight has ended."""

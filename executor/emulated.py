@@ -69,13 +69,10 @@ class Emulated:
         """Return None: numpy has no 16-bit float of the wire."""
 
     def _spend(self, k: int) -> None:
-        now = perf_counter_ns()
-        deadline = now + self._ns[k]
+        deadline = perf_counter_ns() + self._ns[k]
         assert self._reach is not None
-        if not self._busy:
-            left = deadline - now - SPIN_NS
-            if left > 0:
-                sleep(left * 1e-9)
+        if not self._busy and self._ns[k] > SPIN_NS:
+            sleep((self._ns[k] - SPIN_NS) * 1e-9)
         touch = self._reach.touch
         while perf_counter_ns() < deadline:
             touch()

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from executor import launch, measuring
 from executor.assembling import About
@@ -71,7 +70,8 @@ def run(plan: Plan, order: Order, found: Launched | None) -> Run | None:
     if plan.compute == "real" and importlib.util.find_spec("torch") is None:
         raise BackendError("training a network needs torch; pip install 'simgd[torch]', or take --compute emulated")
     if order.backend == "loopback":
-        return _loopback(plan, order, order.ranks or 1)
+        with _cleared(order):
+            return _turns(plan, order, order.ranks or 1)
     if found is not None:
         return _one_rank(plan, order, found)
     if order.ranks is None:
@@ -115,12 +115,8 @@ def _part(plan: Plan, order: Order, number: int, ranks: int) -> Part:
     return Part(order.parts, number, ranks, [op.name for op in plan.schedule.ops], names)
 
 
-def _loopback(plan: Plan, order: Order, ranks: int) -> Run:
-    with _cleared(order):
-        return _turns(plan, order, ranks)
-
-
 def _turns(plan: Plan, order: Order, ranks: int) -> Run:
+    """Run all ranks in this process."""
     from executor.backends import loopback
 
     clear(order.parts)
@@ -166,7 +162,7 @@ def _one_rank(plan: Plan, order: Order, found: Launched) -> Run | None:
         if found.supervised:
             # What goes wrong while the library starts is told through the part.
             part = _part(plan, order, found.rank, found.ranks)
-        backend = opened(order.backend, found, order.timeout_s, threads=plan.progress.thread)
+        backend = _opened(order.backend, found, order.timeout_s, threads=plan.progress.thread)
         if backend.rank == 0:
             order.say(f"{_by(found)}: {backend.ranks} ranks; {backend.library}")
         if part is None:
@@ -223,9 +219,7 @@ def _by(found: Launched) -> str:
     return "simgd" if found.supervised else found.launcher
 
 
-def opened(
-    name: Literal["mpi", "gloo", "nccl", "loopback"], found: Launched, timeout_s: float, *, threads: bool
-) -> Backend:
+def _opened(name: BackendName, found: Launched, timeout_s: float, *, threads: bool) -> Backend:
     """Return this rank's side of the library *name*; raise BackendError where launcher and library disagree."""
     if name == "mpi":
         from executor.backends.mpi import open_mpi
@@ -234,8 +228,8 @@ def opened(
     else:
         from executor.backends.distributed import open_distributed
 
-        os.environ.update(launch.torch_environment(found, os.environ))
         assert name != "loopback"
+        os.environ.update(launch.torch_environment(found, os.environ))
         backend = open_distributed(name, timeout_s=timeout_s, device_index=found.local_rank)
     if (backend.rank, backend.ranks) != (found.rank, found.ranks):
         raise BackendError(

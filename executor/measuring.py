@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from statistics import median
 from typing import TYPE_CHECKING
 
-from executor import clocks, environment
+from executor import clocks, environment, processes
 from executor.assembling import About, Measured, assembled, percentile
 from executor.backends.protocol import Backend
 from executor.interpreter import Interpreter
@@ -109,7 +109,7 @@ def run(plan: Plan, backend: Backend, note: Note, finished: Callable[[int, float
         event_s=cost_s(),
         before=before,
         after=after_run,
-        boot=clocks.boot(),
+        boot=processes.boot(),
         host=environment.host(),
     )
     all_of_them = backend.exchange(own)
@@ -166,8 +166,9 @@ def _alone(rank: Rank, interpreter: Interpreter, lanes: Lanes, note: Note) -> fl
     if rank.backend.ranks == 1:
         return 0.0
     times: dict[int, list[float]] = {}
+    starts = interpreter.communication()
     for _ in range(ALONE):
-        for k, start in interpreter.communication().items():
+        for k, start in starts.items():
             note.at(WAITING, k, rank.plan.steps)
             times.setdefault(k, []).append(lanes.alone(start))
     return sum(median(found) for found in times.values())

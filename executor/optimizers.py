@@ -8,6 +8,7 @@ from torch import nn
 
 from executor.networks.case import one_line
 from simgd.errors import RunError, unknown
+from simgd.units import scalar
 
 MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
@@ -36,7 +37,7 @@ def optimizer(spec: str) -> MakeOptimizer:
         key, equals, value = pair.partition("=")
         if not equals:
             raise RunError(f"optimizer {spec!r}: {pair!r} is not NAME=VALUE")
-        arguments = arguments | {key: _number(value)}
+        arguments = arguments | {key: scalar(value)}
     chosen = kind
 
     def make(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
@@ -46,14 +47,3 @@ def optimizer(spec: str) -> MakeOptimizer:
             raise RunError(f"optimizer {spec!r}: {one_line(error)}") from None
 
     return make
-
-
-def _number(text: str) -> bool | int | float | str:
-    if text in ("true", "false"):
-        return text == "true"
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text

@@ -34,14 +34,21 @@ class Identity(NamedTuple):
     born: int
 
 
+def boot() -> str:
+    """Return what all processes of one host share, and with it the monotonic clock: the identity of its boot."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return os.uname().nodename
+
+
 def this_host() -> int:
     """Return a number that two processes share if their process numbers mean the same."""
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text()
         space = os.readlink("/proc/self/ns/pid")
     except OSError:
-        boot, space = os.uname().nodename, ""
-    return int.from_bytes(blake2b((boot + space).encode(), digest_size=8).digest(), "big")
+        space = ""
+    return int.from_bytes(blake2b((boot() + space).encode(), digest_size=8).digest(), "big")
 
 
 def identity(pid: int) -> Identity:

@@ -26,22 +26,21 @@ LOCAL_STEPS, LOCAL_WARM_UP = 5, 2
 class Rank:
     """The schedule of a plan, ready to run on one rank."""
 
-    def __init__(self, plan: Plan, backend: Backend, note: Note, local: "Training | None" = None) -> None:
+    def __init__(self, plan: Plan, backend: Backend, note: Note) -> None:
         self.plan = plan
         self.backend = backend
         self._note = note
         schedule, workload = plan.schedule, plan.workload
-        self.derived = derive(schedule, workload)
-        self.instances = Instances(schedule, self.derived)
+        self.instances = Instances(schedule, derive(schedule, workload))
         check_issue_order(schedule, self.instances)
         _check_wire(plan, backend)
         self.layout = Layout(schedule, backend.ranks)
         execution = plan.execution
-        self._lanes = [
+        self.lane_of_op = [
             placed(op.lane, merged=execution.merged, update_on_compute=execution.update_on_compute)
             for op in schedule.ops
         ]
-        self.training = local if local is not None or plan.compute != "real" else self._training()
+        self.training = self._training() if plan.compute == "real" else None
         if self.training is not None:
             self.local: Training | Emulated = self.training
         else:
@@ -100,7 +99,7 @@ class Rank:
 
     def recorder(self, kept: int) -> Recorder:
         """Return a recorder for the ops of the schedule."""
-        return Recorder(self._lanes, kept)
+        return Recorder(self.lane_of_op, kept)
 
     def interpreter(self, lanes: Lanes) -> Interpreter:
         """Return an interpreter that runs on *lanes*."""

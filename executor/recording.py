@@ -27,29 +27,22 @@ class Recorder:
         self.durations_ns: list[list[tuple[int, int]]] = [[] for _ in lanes]
         self.count = 0
         self._kept: deque[list[Row]] = deque(maxlen=max(kept, 1))
-        self.restart()
-
-    def restart(self) -> None:
-        """Begin a new list of rows."""
-        self.rows: list[Row] = []
-        self.add = self.rows.append
+        self._rows: list[Row] = []
+        self.add = self._rows.append
 
     def next_iteration(self) -> None:
-        """Close the rows of an iteration."""
-        self.fold(self.rows)
-        self._kept.append(self.rows)
-        self.restart()
-
-    def fold(self, rows: Sequence[Row]) -> None:
-        """Note how long the ops of *rows* took; issuing is not counted."""
-        self.count += len(rows)
-        for lane, k, iteration, start, end in rows:
+        """Close the rows of an iteration, and note how long its ops took; issuing is not counted."""
+        self.count += len(self._rows)
+        for lane, k, iteration, start, end in self._rows:
             if lane == self.lanes[k]:
                 self.durations_ns[k].append((iteration, end - start))
+        self._kept.append(self._rows)
+        self._rows = []
+        self.add = self._rows.append
 
     def last(self, first_iteration: int) -> list[Row]:
         """Return the rows of *first_iteration* and of later ones."""
-        return [row for rows in (*self._kept, self.rows) for row in rows if row[2] >= first_iteration]
+        return [row for rows in (*self._kept, self._rows) for row in rows if row[2] >= first_iteration]
 
 
 def cost_s(events: int = 2000) -> float:

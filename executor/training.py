@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from executor.backends import part
 from executor.backends.protocol import Buffer
 from executor.hooks import Hooks
 from executor.interpreter import Passes
@@ -68,7 +69,7 @@ class Training:
         self._weights = {name: self._flat_weights(store) for name, store in layout.weights.items()}
         self._buffers: dict[int, list[Tensor]] = {}
         self._narrow: dict[int, Tensor] = {}
-        self._mine: dict[int, slice] = {}
+        self._scattered: set[int] = set()
         self._moves: dict[int, _Moves] = {}
         self._optimizers: dict[int, torch.optim.Optimizer] = {}
         self._applied: dict[int, _Applied] = {}
@@ -77,11 +78,11 @@ class Training:
                 case Communicate(bucket=bucket, value=value, wire=wire, collective=collective):
                     self._buffers[k] = self._stores[bucket] if value == "gradient" else [self._weights[bucket]]
                     if collective == "reduce_scatter":
-                        self._mine[k] = self._share(bucket)
+                        self._scattered.add(k)
                     if wire == "bfloat16":
                         self._narrow[k] = torch.zeros_like(self._buffers[k][0], dtype=torch.bfloat16)
-                case Update(bucket=bucket, part=part):
-                    self._applied[k] = self._shadowed(layout.updates[k], bucket, part)
+                case Update(bucket=bucket, part=which):
+                    self._applied[k] = self._shadowed(layout.updates[k], bucket, which)
                     self._optimizers[k] = make_optimizer(self._applied[k].parameters)
                 case Map(bucket=bucket):
                     self._prepare_moves(k, layout.pieces(bucket))
@@ -138,8 +139,7 @@ class Training:
     def summed(self, k: int, iteration: int) -> None:
         """Divide a sum of gradients by the number of ranks; of one that was scattered, this rank's part."""
         buffer = self.buffer(k, iteration)
-        mine = self._mine.get(k)
-        (buffer if mine is None else buffer[mine]).div_(self._layout.ranks)
+        (self._mine(buffer) if k in self._scattered else buffer).div_(self._layout.ranks)
 
     def narrow(self, k: int) -> Buffer | None:
         """Return the 16-bit buffer of op *k*, if it sends such numbers."""
@@ -185,11 +185,11 @@ class Training:
         """Move the weights of a bucket into one flat buffer, which the parameters then share."""
         flat = torch.zeros(store.padded, device=self._device)
         at = 0
-        for part in store.bucket.slices:
-            parameter = self.parameters[part.tensor]
-            if (part.first, part.last) != (0, parameter.numel()):
+        for piece in store.bucket.slices:
+            parameter = self.parameters[piece.tensor]
+            if (piece.first, piece.last) != (0, parameter.numel()):
                 raise WorkloadError(
-                    f"bucket {store.bucket.name!r}: holds a part of {part.tensor!r}; weights that are gathered need "
+                    f"bucket {store.bucket.name!r}: holds a part of {piece.tensor!r}; weights that are gathered need "
                     "buckets of whole tensors"
                 )
             view = flat[at : at + parameter.numel()].view(parameter.shape)
@@ -216,12 +216,11 @@ class Training:
         parameter = self.parameters[piece.tensor]
         return flat.view(parameter.shape) if piece.last - piece.first == parameter.numel() else flat
 
-    def _shadowed(self, pieces: Sequence[Piece], bucket: str, part: str) -> "_Applied":
+    def _shadowed(self, pieces: Sequence[Piece], bucket: str, which: str) -> "_Applied":
         """Return the parameters that an update steps: they share memory with the module's."""
-        if part == "mine":
-            mine = self._share(bucket)
-            gradients = [[flat[mine]] for flat in self._stores[bucket]]
-            return _Applied([nn.Parameter(self._weights[bucket][mine])], gradients)
+        if which == "mine":
+            gradients = [[self._mine(flat)] for flat in self._stores[bucket]]
+            return _Applied([nn.Parameter(self._mine(self._weights[bucket]))], gradients)
         shadows = []
         for piece in pieces:
             parameter = self.parameters[piece.tensor].detach()
@@ -229,10 +228,10 @@ class Training:
             shadows.append(nn.Parameter(parameter if whole else parameter.view(-1)[piece.first : piece.last]))
         return _Applied(shadows, self._views(pieces))
 
-    def _share(self, bucket: str) -> slice:
-        """Return the elements of a scattered bucket that are this rank's."""
-        share = self._layout.gradients[bucket].padded // self._layout.ranks
-        return slice(self._rank * share, (self._rank + 1) * share)
+    def _mine(self, flat: Tensor) -> Tensor:
+        """Return this rank's part of a scattered buffer."""
+        mine: Tensor = part(flat, self._rank, self._layout.ranks)
+        return mine
 
 
 class _Moves:

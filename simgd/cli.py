@@ -498,11 +498,13 @@ def _plan(
     """Return what every rank is to run, with the costs looked up that emulated compute spends."""
     from executor.comm import progress as read_progress
     from executor.plan import Plan, execution_of, usual_progress
-    from simgd import catalogue
+    from simgd.job import OPTIMIZERS
     from simgd.schedules import build, parse
+    from simgd.units import PS_PER_S
 
+    # Others than these are priced as SGD.
     name = optimizer.partition(":")[0]
-    job = _job(workload, batch, tokens, name if name in ("sgd", "adamw") else "sgd", "fp32", "fp32")
+    job = _job(workload, batch, tokens, name if name in OPTIMIZERS else "sgd", "fp32", "fp32")
     chosen = _schedule(schedule)
     machine: Any = None
     prices: Any = None
@@ -525,10 +527,10 @@ def _plan(
     seconds = None
     if compute != "real":
         times = prices.price(chosen).timing.ops
-        seconds = {name: time.run_ps * 1e-12 for name, time in times.items()}
+        seconds = {name: time.run_ps / PS_PER_S for name, time in times.items()}
     return Plan(
         schedule=chosen,
-        workload=catalogue.workload(workload),
+        workload=job.workload,
         steps=steps,
         batch=job.batch,
         tokens=job.tokens,
@@ -569,24 +571,15 @@ class _Bar:
 
 
 def _arguments(pairs: list[str]) -> dict[str, str | int | float | bool]:
+    from simgd.units import scalar
+
     found: dict[str, str | int | float | bool] = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if not equals or not name.isidentifier():
             raise FileError(f"--argument {pair!r}: write NAME=VALUE")
-        found[name] = _scalar(text)
+        found[name] = scalar(text)
     return found
-
-
-def _scalar(text: str) -> str | int | float | bool:
-    if text in ("true", "false"):
-        return text == "true"
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
 
 
 # --- output and errors -------------------------------------------------------------------------------------------

@@ -176,6 +176,22 @@ def picoseconds(value_s: float) -> int:
     return round(value_s * PS_PER_S)
 
 
+def scalar(text: str) -> str | int | float | bool:
+    """Return what a value of NAME=VALUE stands for.
+
+    >>> scalar("3"), scalar("1e-3"), scalar("true"), scalar("relu")
+    (3, 0.001, True, 'relu')
+    """
+    if text in ("true", "false"):
+        return text == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
 def show_seconds(value_s: float) -> str:
     """Return a time with three digits and a fitting unit.
 

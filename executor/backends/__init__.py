@@ -7,8 +7,6 @@ from typing import Any
 
 from simgd.errors import BackendError
 
-NAMES = ("loopback", "mpi", "gloo", "nccl")
-
 
 def part(buffer: Any, rank: int, ranks: int) -> Any:
     """Return the view of the *rank*-th of *ranks* equal parts of *buffer*.

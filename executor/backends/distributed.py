@@ -26,6 +26,7 @@ import numpy as np
 from executor.backends import part
 from executor.backends.protocol import Buffer
 from simgd.errors import BackendError
+from simgd.run import BackendName
 
 try:
     import torch
@@ -67,7 +68,7 @@ class Distributed:
     """One rank; see `protocol.Backend`."""
 
     def __init__(self, name: Name, library: str) -> None:
-        self.name: Literal["loopback", "mpi", "gloo", "nccl"] = name
+        self.name: BackendName = name
         self.device: Literal["cpu", "cuda"] = "cuda" if name == "nccl" else "cpu"
         self.rank = dist.get_rank()
         self.ranks = dist.get_world_size()

@@ -28,6 +28,7 @@ from typing import Any, Generic, Literal, TypeVar
 from executor.backends import part
 from executor.backends.protocol import Buffer
 from simgd.errors import BackendError
+from simgd.run import BackendName
 
 Result = TypeVar("Result")
 
@@ -284,7 +285,7 @@ class _Pending:
 class Loopback:
     """One rank; see `protocol.Backend`."""
 
-    name: Literal["loopback", "mpi", "gloo", "nccl"] = "loopback"
+    name: BackendName = "loopback"
     library: str = "loopback"
     device: Literal["cpu", "cuda"] = "cpu"
 

@@ -24,6 +24,7 @@ import numpy as np
 from executor.backends import part
 from executor.backends.protocol import Buffer
 from simgd.errors import BackendError
+from simgd.run import BackendName
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -66,7 +67,7 @@ def open_mpi(*, threads: bool = False) -> "Mpi":
 class Mpi:
     """One rank; see `protocol.Backend`."""
 
-    name: Literal["loopback", "mpi", "gloo", "nccl"] = "mpi"
+    name: BackendName = "mpi"
     device: Literal["cpu", "cuda"] = "cpu"
 
     def __init__(self, module: Any) -> None:

@@ -11,6 +11,8 @@ Model
 
 from typing import Any, Literal, Protocol, TypeAlias
 
+from simgd.run import BackendName
+
 #: A one-dimensional numpy array or torch tensor.
 Buffer: TypeAlias = Any
 
@@ -32,7 +34,7 @@ class Backend(Protocol):
     lie. Calls raise `simgd.errors.BackendError` in one line where the library fails or a peer is gone.
     """
 
-    name: Literal["loopback", "mpi", "gloo", "nccl"]
+    name: BackendName
     rank: int
     ranks: int
     library: str
@@ -58,7 +60,7 @@ class Backend(Protocol):
         """Fill *buffer* with the next message from rank *source*, which has the same length."""
 
     def exchange(self, value: object) -> list[Any]:
-        """Return what every rank gave, by rank; *value* is plain data (numbers, text, lists, dictionaries)."""
+        """Return what every rank gave, by rank; *value* is whatever pickle takes."""
 
     def barrier(self) -> None:
         """Return when every rank has come here."""

@@ -8,16 +8,17 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import backend_contract
 import pytest
 from backend_contract import CHECKS, Report
 from groups import MPIEXEC, run_ranks
 
-from executor.backends import NAMES, loopback
+from executor.backends import loopback
 from executor.backends.mpi import Mpi, open_mpi
 from simgd.errors import BackendError
+from simgd.run import BackendName
 
 #: Backend, ranks, kinds of buffers. Ranks that need torch spend seconds on its import: only some groups do.
 GROUPS = (
@@ -83,7 +84,7 @@ def test_a_backend_keeps_its_promise(group: tuple[str, int, tuple[str, ...]], ch
 
 
 def test_every_backend_is_under_contract():
-    assert {name for name, _, _ in GROUPS} == set(NAMES)
+    assert {name for name, _, _ in GROUPS} == set(get_args(BackendName))
 
 
 # What is missing is said in one line, before any rank waits for another
