@@ -6,12 +6,21 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 MPIEXEC = Path(sys.executable).parent / "mpiexec"
+
+
+def eventually(condition: Callable[[], Any], what: str, *, limit_s: float = 60) -> None:
+    """Return once *condition* holds; the deadline only bounds a test that fails."""
+    deadline = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.01)
 
 
 def run_ranks(backend: str, ranks: int, program: Sequence[str], *, limit_s: float = 60, warnings: str = "error") -> str:

@@ -15,12 +15,11 @@ import serial
 import test_training as oracle
 import torch
 import training_cases
-from training_cases import SEED, Trained
+from training_cases import Trained
 
 from executor import rank
 from executor.backends import loopback
 from executor.layout import Layout, check_issue_order
-from executor.shards import shard_seed
 from simgd import files
 from simgd.errors import ScheduleError, SimgdError
 from simgd.instances import Instances
@@ -137,23 +136,9 @@ def unchecked(schedule: Schedule, workload: Workload) -> Derived:
 
 @cache
 def expected(ages: tuple[tuple[str, int], ...]) -> tuple[dict[str, torch.Tensor], float]:
-    work = oracle.workload(NETWORK)
-
-    def train(grid: float | None) -> serial.Result:
-        return serial.train(
-            lambda: oracle.case(NETWORK),
-            lambda parameters: torch.optim.SGD(parameters, lr=0.05, momentum=0.9),
-            dict(ages),
-            ranks=RANKS,
-            steps=STEPS,
-            batch=work.batch,
-            tokens=work.tokens,
-            shard=lambda rank, iteration: torch.manual_seed(shard_seed(SEED, rank, iteration)),
-            grid=grid,
-        )
-
-    grid = serial.exact_grid(train(None).largest, RANKS)
-    return train(grid).weights, grid
+    free = oracle.serially(NETWORK, ages, "sgd", RANKS, None, steps=STEPS)
+    grid = serial.exact_grid(free.largest, RANKS)
+    return oracle.serially(NETWORK, ages, "sgd", RANKS, grid, steps=STEPS).weights, grid
 
 
 def caught(schedule: Schedule, original: Schedule, *, lose_owed: bool = False) -> bool:

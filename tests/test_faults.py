@@ -9,9 +9,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
+from groups import MPIEXEC, eventually
 
 from executor.parts import Phase, State, peek, post_mortem
 from executor.processes import Identity, identity
@@ -20,7 +20,6 @@ from executor.witness import Ends
 from simgd.errors import RunError
 
 LOOP = Path(__file__).parent / "programs" / "rank_loop.py"
-MPIEXEC = Path(sys.executable).parent / "mpiexec"
 
 #: Only a job that hangs is to meet it: on a busy machine a healthy rank may pause for long.
 TIMEOUT_S = 2
@@ -31,14 +30,6 @@ HANGS = (
     f"rank 1 left op 'all_reduce fc' of iteration 7 unanswered for {TIMEOUT_S} s; rank 0 waits there;"
     f" rank 1 is {PLACE}; run.json holds 6 iterations"
 )
-
-
-def eventually(condition: Callable[[], Any], what: str) -> None:
-    """Return once *condition* holds; the deadline only bounds a test that fails."""
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.01)
 
 
 def left_behind(folder: Path) -> list[str]:

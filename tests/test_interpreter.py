@@ -6,14 +6,13 @@ import msgspec
 import pytest
 import test_training as oracle
 import torch
-from training_cases import SEED
+from training_cases import SEED, Nobody
 
 from executor.backends import loopback
 from executor.comm import Progress
 from executor.emulated import Emulated
 from executor.interpreter import Ledger
 from executor.layout import Layout
-from executor.parts import Phase
 from executor.plan import Plan, execution_of
 from executor.rank import Rank
 from executor.recording import Row
@@ -27,10 +26,6 @@ from simgd.timing import OpTime, Timing
 
 STEPS = 4
 SWAP = (torch.get_rng_state, torch.set_rng_state)
-
-
-class Nobody:
-    def at(self, phase: Phase, op: int | None = None, iteration: int = 0) -> None: ...
 
 
 def plan(schedule: Schedule, workload, *, steps: int = STEPS, compute: str = "real", **more) -> Plan:

@@ -8,11 +8,10 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from groups import MPIEXEC, ROOT
+from groups import MPIEXEC, ROOT, eventually
 
 from calibration.counting import from_spec
 from executor import processes
@@ -289,24 +288,15 @@ def long_run(backend: str, folder: Path, *, before: list[str] | None = None) -> 
 def kill_rank_1(folder: Path) -> list[State]:
     """Kill rank 1 by SIGKILL once it trains, and return what the ranks were then."""
     parts = folder / "run.json.parts"
-    deadline = time.monotonic() + 60
-    while True:
-        states = list(peek(parts)) if parts.is_dir() else []
-        if len(states) == 2 and states[1].done >= 3:
-            os.kill(states[1].process.pid, signal.SIGKILL)
-            return states
-        assert time.monotonic() < deadline, "the ranks never trained"
-        time.sleep(0.02)
+    eventually(lambda: [state.rank for state in peek(parts) if state.done >= 3] == [0, 1], "the ranks never trained")
+    states = list(peek(parts))
+    os.kill(states[1].process.pid, signal.SIGKILL)
+    return states
 
 
-def all_gone(states: list[State]) -> bool:
-    """Say whether the ranks' processes end; the deadline only bounds a test that fails."""
-    deadline = time.monotonic() + 20
-    while any(processes.is_alive(state.process) for state in states):
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True
+def end(states: list[State]) -> None:
+    """Wait until the ranks' processes have ended."""
+    eventually(lambda: not any(processes.is_alive(state.process) for state in states), "processes are left", limit_s=20)
 
 
 @pytest.mark.parametrize(("backend", "how"), [("mpi", "died"), ("gloo", "was killed by signal 9")])
@@ -321,7 +311,7 @@ def test_a_killed_rank_ends_the_run_with_one_line_that_show_repeats(tmp_path, si
         r"(rank 0 waits in op '[a-z_]+ \w+' of iteration \d+; )?run\.json holds \d+ iterations\n"
     )
     assert re.fullmatch(line, said), said
-    assert all_gone(states)
+    end(states)
     assert simgd("show run.json").out.strip() == said.removeprefix("simgd: ").strip()
     assert not (tmp_path / "run.json").exists()
 
@@ -332,7 +322,7 @@ def test_after_a_kill_under_mpiexec_show_tells_from_the_parts(tmp_path, simgd, o
     states = kill_rank_1(tmp_path)
     running.communicate(timeout=60)
     assert running.returncode != 0
-    assert all_gone(states)
+    end(states)
     shown = simgd("show run.json").out
     # Which of the two the launcher's kill reached first is not always to be told (see `executor.witness`).
     found = re.match(
@@ -427,19 +417,17 @@ def test_rank_0_without_a_place_to_write_ends_the_others_too(tmp_path):
 
 
 def test_ctrl_c_ends_a_run_in_this_process(tmp_path):
+    parts = tmp_path / "run.json.parts"
     for ranks in (1, 2):
         line = f"run layerwise --workload digits-cnn --ranks {ranks} --steps 100000"
         running = subprocess.Popen(
             [*SIMGD, *line.split()], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
-        deadline = time.monotonic() + 60
-        while not any(state.done for state in peek(tmp_path / "run.json.parts")):
-            assert time.monotonic() < deadline, "it never trained"
-            time.sleep(0.02)
+        eventually(lambda: any(state.done for state in peek(parts)), "it never trained")
         running.send_signal(signal.SIGINT)
         running.communicate(timeout=30)
         assert running.returncode == 130
-        shutil.rmtree(tmp_path / "run.json.parts")
+        shutil.rmtree(parts)
 
 
 def test_training_without_torch_says_what_to_install(simgd, monkeypatch):

@@ -119,33 +119,47 @@ def case(network: str, device: str = "cpu") -> Case:
     return made
 
 
-@cache
-def emulated(network: str, ages: tuple[tuple[str, int], ...], kind: str, ranks: int, rounded: bool, device: str) -> Any:
-    """Train in one process; return what it gives and the grid of its gradients."""
-    if device == "cuda":
-        training_cases.be_deterministic()
+#: The same optimizers as in `OPTIMIZERS`, made by hand.
+BY_HAND = {
+    "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.05, momentum=0.9),
+    "adamw": lambda parameters: torch.optim.AdamW(parameters, lr=0.003),
+}
+
+
+def serially(
+    network: str,
+    ages: tuple[tuple[str, int], ...],
+    kind: str,
+    ranks: int,
+    grid: float | None,
+    *,
+    steps: int = STEPS,
+    device: str = "cpu",
+) -> serial.Result:
+    """Train in one process, with the delay of each parameter."""
     work = workload(network)
-
-    def train(grid: float | None) -> serial.Result:
-        classes = {
-            "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.05, momentum=0.9),
-            "adamw": lambda parameters: torch.optim.AdamW(parameters, lr=0.003),
-        }
-        with torch.device(device):
-            return trained_by(grid, classes)
-
-    def trained_by(grid: float | None, classes: Any) -> serial.Result:
+    with torch.device(device):
         return serial.train(
             lambda: case(network, device),
-            classes[kind],
+            BY_HAND[kind],
             dict(ages),
             ranks=ranks,
-            steps=STEPS,
+            steps=steps,
             batch=work.batch,
             tokens=work.tokens,
             shard=lambda rank, iteration: torch.manual_seed(shard_seed(SEED, rank, iteration)),
             grid=grid,
         )
+
+
+@cache
+def emulated(network: str, ages: tuple[tuple[str, int], ...], kind: str, ranks: int, rounded: bool, device: str) -> Any:
+    """Train in one process; return what it gives and the grid of its gradients."""
+    if device == "cuda":
+        training_cases.be_deterministic()
+
+    def train(grid: float | None) -> serial.Result:
+        return serially(network, ages, kind, ranks, grid, device=device)
 
     free = train(None)
     if not rounded:

@@ -84,7 +84,9 @@ def slowed(case: Case, random: Random) -> None:
         parameter.register_hook(lambda gradient: pause(random))
 
 
-class _Nobody:
+class Nobody:
+    """Is told where a rank is, and tells nobody."""
+
     def at(self, phase: Phase, op: int | None = None, iteration: int = 0) -> None: ...
 
 
@@ -109,7 +111,7 @@ def train(case: Trained, backend: Backend) -> dict[str, torch.Tensor]:
         trace_steps=1,
     )
     rounding: Any = Rounding(backend, case.grid, random)
-    rank = Rank(plan, rounding, _Nobody())
+    rank = Rank(plan, rounding, Nobody())
     assert rank.training is not None
     if random is not None:
         slowed(rank.training.case, random)
@@ -178,7 +180,7 @@ def main(backend_name: str, given: str, out: str) -> None:
     backend.close()
 
 
-__all__ = ["Trained", "train_all"]
+__all__ = ["Nobody", "Trained", "train_all"]
 
 if __name__ == "__main__":
     main(*sys.argv[1:])

@@ -188,7 +188,7 @@ def compared(backend: Any, name: str, spec: str, arguments: dict[str, Any], batc
     made = plan("bucketed:25MiB", workload, batch, "real", usual_progress(backend.name, "real"), steps)
     if backend.device == "cuda":
         made = replace(made, execution=execution_of("nccl", None))
-    rank = Rank(made, backend, training_cases._Nobody())
+    rank = Rank(made, backend, training_cases.Nobody())
     training = rank.training
     assert training is not None
     lanes = rank.lanes(rank.recorder(3), traced=0)
