@@ -62,8 +62,9 @@ def assembled(
     slowest = [max(own.iterations_s[place] for own in measured) for place in range(plan.steps)]
     on_device = backend.device == "cuda"
     # On a device the traced iterations have timing events and count for nothing else, if any others are left.
-    untraced = plan.steps - traced if on_device and plan.steps - traced > warm_up else plan.steps
-    kept = [slowest[place] for place in counted(untraced, warm_up, left_out)]
+    disturbed = range(plan.steps - traced if on_device and plan.steps - traced > warm_up else plan.steps, plan.steps)
+    left_out = [*left_out, *disturbed]
+    kept = [slowest[place] for place in counted(plan.steps, warm_up, left_out)]
     iteration = Spread(median=median(kept), p5=percentile(kept, 5), p95=percentile(kept, 95))
     before, after = (max(getattr(own, name) for own in measured) for name in ("compute_before_s", "compute_after_s"))
     compute_s = (before + after) / 2
@@ -124,7 +125,7 @@ def assembled(
             events=events,
             event_s=event_s,
             share=events * event_s / iteration.median,
-            traced_over_untraced=median(slowest[untraced:]) / iteration.median if untraced < plan.steps else 1.0,
+            traced_over_untraced=median(slowest[place] for place in disturbed) / iteration.median if disturbed else 1.0,
         ),
         environment=Environment(
             hosts=tuple(hosts.values()),

@@ -2,7 +2,8 @@
 
 Model
     `iterations_s` holds every iteration of every rank, in the rank's own time from the end of its compute to the end
-    of the next; the run's iteration is that of the slowest rank, and the first `warm_up` are left out of the figures.
+    of the next; the run's iteration is that of the slowest rank, and the first `warm_up` are left out of the figures,
+    as are those in `left_out`, which a comparison of weights or the timing events of a GPU disturbed.
     `compute_s` is the same schedule with communication left out, run before and after; `communication_s` the sum of
     the schedule's collectives, each alone; what an iteration takes beyond compute is exposed communication.
 

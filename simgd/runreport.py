@@ -43,7 +43,8 @@ def run(made: Run) -> RenderableType:
     for name, times in longest:
         ops.add_row(name, times.lane, _s(max(times.median_s)), _s(max(times.p95_s)))
     kept = counted(made.steps, made.warm_up, made.left_out)
-    note = f"figures count {len(kept)} of {made.steps} iterations; the {len(longest)} longest ops, on the slowest rank:"
+    where = "on the slowest rank" + (", in the traced iterations" if made.progress == "device" else "")
+    note = f"figures count {len(kept)} of {made.steps} iterations; the {len(longest)} longest ops, {where}:"
     return Group(figures, Text(), Text(note), ops)
 
 
