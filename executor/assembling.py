@@ -11,7 +11,8 @@ from executor import clocks, environment
 from executor.interpreter import Interpreter
 from executor.rank import Rank
 from executor.recording import Row
-from simgd.run import Clock, Environment, Host, OpTimes, Run, Spread, TracingCost, counted, warm_up_of
+from simgd.provenance import Environment, Host
+from simgd.run import Clock, OpTimes, Run, Spread, TracingCost, counted, warm_up_of
 from simgd.trace import Trace
 
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from simgd import __version__
-from simgd.run import Host
+from simgd.provenance import Host
 
 _PACKAGES = ("numpy", "torch", "mpi4py")
 

@@ -3,7 +3,7 @@
 Precedence, from strong to weak
     1. A curve measured for the same kind, ranks and nodes: model x g, where g = measured / model is linear in log bytes
        between the points and held beyond the ends (marked `extrapolated` there).
-    2. A line a + b S for the same kind, ranks and nodes, likewise as a ratio to the model.
+    2. A fit, linear in bytes by segments, for the same kind, ranks and nodes, likewise as a ratio to the model.
     3. Curves for other numbers of ranks on as many nodes (or with one rank on each node): g linear in log ranks,
        held beyond the ends; marked.
     4. For reduce-scatter and all-gather, the g of the all-reduce (the same rings serve both, so that schedules that
@@ -26,7 +26,7 @@ from typing import NamedTuple
 from simgd import collectives, fabrics
 from simgd.collectives import Cost
 from simgd.errors import ClusterError, ProfileError
-from simgd.profile import CollectiveKind, Curve, Latency, Origin, Profile, weakest
+from simgd.profile import CollectiveKind, Curve, Fit, Origin, Profile, weakest
 from simgd.topology import Cluster
 
 #: 90 % interval of the model. Against published NCCL curves (8 A100, 12 V100 of a DGX-2, 8 H100) it is within 0.25
@@ -274,11 +274,11 @@ class Network:
 
     def _correction(self, kind: CollectiveKind, ranks: int, nodes: int) -> _Correction | None:
         """Return measured / modelled by message size, from the strongest entry that the profile has; see above."""
-        entries: tuple[Curve | Latency, ...] = (*self.profile.curves, *self.profile.lines)
+        entries: tuple[Curve | Fit, ...] = (*self.profile.curves, *self.profile.fits)
         for entry in entries:
             if (entry.kind, entry.ranks, entry.nodes) == (kind, ranks, nodes):
                 base = self._model(kind, ranks, self.spread(ranks, nodes), scaled=False)[0]
-                return _curve_ratio(entry, base) if isinstance(entry, Curve) else _line_ratio(entry, base)
+                return _curve_ratio(entry, base) if isinstance(entry, Curve) else _fit_ratio(entry, base)
         others: dict[int, _Correction] = {}
         for curve in sorted(self.profile.curves, key=lambda curve: curve.ranks):
             alike = curve.nodes == nodes or (ranks == nodes and curve.ranks == curve.nodes)
@@ -316,12 +316,13 @@ def _curve_ratio(curve: Curve, base: _Model) -> _Correction:
     return ratio
 
 
-def _line_ratio(line: Latency, base: _Model) -> _Correction:
-    """Return g of a line a + b S."""
+def _fit_ratio(fit: Fit, base: _Model) -> _Correction:
+    """Return g of a fit, which says that it is stretched outside the sizes that it was measured at."""
+    least, most = fit.range
 
     def ratio(nbytes: float) -> _Ratio:
-        factor = (line.latency_s + nbytes * line.seconds_per_byte) / base(nbytes).seconds
-        return _Ratio(factor, line.origin, line.uncertainty, False)
+        found = _Ratio(fit.seconds(nbytes) / base(nbytes).seconds, fit.origin, fit.uncertainty, False)
+        return found if least <= nbytes <= most else _weaker(found)
 
     return ratio
 

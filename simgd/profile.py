@@ -11,6 +11,7 @@ import msgspec
 
 from simgd.errors import ProfileError
 from simgd.files import Document, Value, check_not_negative, check_positive
+from simgd.provenance import Environment
 from simgd.topology import Cluster
 
 Origin = Literal["measured", "published", "modelled", "assumed"]
@@ -21,6 +22,9 @@ ORIGINS: tuple[Origin, ...] = ("measured", "published", "modelled", "assumed")
 Dtype = Literal["fp32", "tf32", "bf16"]
 
 CollectiveKind = Literal["all_reduce", "reduce_scatter", "all_gather", "broadcast"]
+
+#: What a fit is of; a message between two ranks counts one way.
+Operation = Literal["all_reduce", "reduce_scatter", "all_gather", "broadcast", "point_to_point"]
 
 
 def weakest(*origins: Origin) -> Origin:
@@ -140,6 +144,28 @@ class MemoryRate(Entry, frozen=True, kw_only=True):
         check_not_negative(ProfileError, "memory", kernel=self.kernel)
 
 
+class UpdateTime(Entry, frozen=True, kw_only=True):
+    """Seconds of one optimizer step of a bucket: ``call_s + tensors * tensor_s + elements * element_s``."""
+
+    optimizer: str
+    call_s: float
+    tensor_s: float
+    element_s: float
+
+    def _check(self) -> None:
+        check_not_negative(
+            ProfileError,
+            f"update of {self.optimizer!r}",
+            call_s=self.call_s,
+            tensor_s=self.tensor_s,
+            element_s=self.element_s,
+        )
+
+    @property
+    def key(self) -> tuple[object, ...]:  # noqa: D102
+        return (type(self).__name__, self.optimizer)
+
+
 class Curve(Entry, frozen=True, kw_only=True):
     """Measured seconds of one collective alone, by message size in bytes, on `ranks` ranks over `nodes` nodes."""
 
@@ -163,23 +189,82 @@ class Curve(Entry, frozen=True, kw_only=True):
         return (type(self).__name__, self.kind, self.ranks, self.nodes)
 
 
-class Latency(Entry, frozen=True, kw_only=True):
-    """All-reduce as ``latency_s + nbytes * seconds_per_byte`` on `ranks` ranks over `nodes` nodes."""
+class Segment(Value, frozen=True, kw_only=True, omit_defaults=False):
+    """From `from_bytes` on an operation takes ``latency_s + nbytes * seconds_per_byte``; a library's protocol there."""
 
-    kind: CollectiveKind
-    ranks: int
-    nodes: int
+    from_bytes: float
     latency_s: float
     seconds_per_byte: float
 
+
+class Sample(Value, frozen=True, kw_only=True):
+    """What repeats of one message size took: the median, its 95 % confidence interval, and how many of the `repeats`
+    are outliers (kept in the median's ranks; see `calibration.fits`)."""
+
+    nbytes: float
+    seconds: float
+    low_s: float = 0.0
+    high_s: float = 0.0
+    repeats: int = 1
+    outliers: int = 0
+
+
+class Fit(Entry, frozen=True, kw_only=True):
+    """Time of one operation alone, piecewise linear in its bytes, on `ranks` ranks over `nodes` nodes.
+
+    `link_bytes_per_s` is the nominal rate of the interconnect on which it was measured (0: that of the profile's
+    cluster). `samples` are what it was fitted to; `residual` is the largest relative deviation from them, `left_out`
+    the largest error at a size that the fit had not seen (each one left out in turn).
+    """
+
+    kind: Operation
+    ranks: int
+    nodes: int
+    segments: tuple[Segment, ...]
+    link_bytes_per_s: float = 0.0
+    samples: tuple[Sample, ...] = ()
+    residual: float = 0.0
+    left_out: float = 0.0
+
     def _check(self) -> None:
-        where = f"{self.kind} line of {self.ranks} ranks"
-        check_positive(ProfileError, where, ranks=self.ranks, nodes=self.nodes, slope=self.seconds_per_byte)
-        check_not_negative(ProfileError, where, latency_s=self.latency_s)
+        where = f"{self.kind} fit of {self.ranks} ranks"
+        check_positive(ProfileError, where, ranks=self.ranks, nodes=self.nodes)
+        if not self.segments:
+            raise ProfileError(f"{where}: has no segments")
+        for segment, following in zip(self.segments, (*self.segments[1:], None), strict=True):
+            check_not_negative(ProfileError, where, from_bytes=segment.from_bytes, slope=segment.seconds_per_byte)
+            if segment.latency_s + segment.from_bytes * segment.seconds_per_byte < 0 or (
+                segment.latency_s <= 0 and segment.from_bytes == 0
+            ):
+                raise ProfileError(f"{where}: takes no time at {segment.from_bytes:.0f} B")
+            if following is not None and not segment.from_bytes < following.from_bytes:
+                raise ProfileError(f"{where}: segments are out of order at {following.from_bytes:.0f} B")
+        check_not_negative(
+            ProfileError,
+            where,
+            residual=self.residual,
+            left_out=self.left_out,
+            link_bytes_per_s=self.link_bytes_per_s,
+        )
 
     @property
     def key(self) -> tuple[object, ...]:  # noqa: D102
-        return (type(self).__name__, self.kind, self.ranks, self.nodes)
+        return (type(self).__name__, self.kind, self.ranks, self.nodes, self.link_bytes_per_s)
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """The sizes between which it was measured, in bytes; everything where no samples say."""
+        if not self.samples:
+            return 0.0, float("inf")
+        return self.samples[0].nbytes, self.samples[-1].nbytes
+
+    def seconds(self, nbytes: float) -> float:
+        """Return the time of *nbytes*."""
+        segment = self.segments[0]
+        for later in self.segments[1:]:
+            if nbytes >= later.from_bytes:
+                segment = later
+        return segment.latency_s + nbytes * segment.seconds_per_byte
 
 
 class LinkRate(Entry, frozen=True, kw_only=True):
@@ -317,11 +402,17 @@ class MemoryOverhead(Entry, frozen=True, kw_only=True):
 
 
 class Profile(Document, frozen=True, kw_only=True, tag="simgd profile"):
-    """Costs of one machine with its software; see the module's text."""
+    """Costs of one machine with its software; see the module's text.
+
+    `environment` says on what it was measured and with which command, `backend` over which library of the executor;
+    both are empty where costs were put together from publications.
+    """
 
     name: str
     cluster: Cluster
     description: str = ""
+    backend: str = ""
+    environment: Environment | None = None
     steps: tuple[StepTime, ...] = ()
     layers: tuple[LayerTimes, ...] = ()
     split: Split | None = None
@@ -329,7 +420,8 @@ class Profile(Document, frozen=True, kw_only=True, tag="simgd profile"):
     host: Host | None = None
     memory: MemoryRate | None = None
     curves: tuple[Curve, ...] = ()
-    lines: tuple[Latency, ...] = ()
+    fits: tuple[Fit, ...] = ()
+    updates: tuple[UpdateTime, ...] = ()
     links: tuple[LinkRate, ...] = ()
     point_to_point: PointToPoint | None = None
     library: Library | None = None
@@ -338,7 +430,7 @@ class Profile(Document, frozen=True, kw_only=True, tag="simgd profile"):
     jitter: Jitter | None = None
     memory_overhead: MemoryOverhead | None = None
 
-    _lists: ClassVar[tuple[str, ...]] = ("steps", "layers", "curves", "lines", "links", "interference")
+    _lists: ClassVar[tuple[str, ...]] = ("steps", "layers", "curves", "fits", "updates", "links", "interference")
 
     def updated(self, later: "Profile") -> "Profile":
         """Return this profile with the entries of *later* added, which win where both speak of the same thing.

@@ -12,11 +12,10 @@ Model
 
 from typing import Literal
 
-import msgspec
-
 from simgd.errors import RunError
 from simgd.files import Document, Value, check_positive
 from simgd.profile import Execution
+from simgd.provenance import Environment
 from simgd.schedule import Schedule
 from simgd.trace import Trace
 from simgd.workload import Workload
@@ -54,30 +53,6 @@ class Clock(Value, frozen=True, kw_only=True):
     uncertainty_s: float
     estimate_s: float
     shared: bool
-
-
-class Host(Value, frozen=True, kw_only=True):
-    """One machine of the run, described and not named."""
-
-    processor: str
-    cores: int
-    memory_bytes: float
-    kernel: str
-    gpus: tuple[str, ...] = ()
-
-
-class Environment(Value, frozen=True, kw_only=True):
-    """On what a run took place: hosts, the host of each rank, versions and settings, the launcher and the library."""
-
-    hosts: tuple[Host, ...]
-    host_of_rank: list[int]
-    library: str
-    launcher: str
-    versions: dict[str, str]
-    settings: dict[str, str] = msgspec.field(default_factory=dict)
-    command: str = ""
-    commit: str = ""
-    date: str = ""
 
 
 class TracingCost(Value, frozen=True, kw_only=True, omit_defaults=False):

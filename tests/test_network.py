@@ -12,7 +12,7 @@ from simgd import fabrics, files
 from simgd.collectives import bus_bytes_per_s
 from simgd.errors import ClusterError, ProfileError
 from simgd.network import ASSUMED_UNCERTAINTY, LATENCY_DOUBT, MODEL_UNCERTAINTY, Call, Network
-from simgd.profile import CollectiveKind, Curve, Latency, Profile
+from simgd.profile import CollectiveKind, Curve, Fit, Origin, Profile, Segment
 
 PROFILES = Path(__file__).parent.parent / "calibration" / "profiles"
 GIB = 2**30
@@ -115,21 +115,22 @@ def test_cpu_nodes_interpolate_between_numbers_of_nodes() -> None:
     assert demand.solo_s == pytest.approx(1.5 * plain.seconds("all_reduce", 10**6, 4))
 
 
+def straight(ranks: int, origin: Origin) -> Fit:
+    segments = (Segment(from_bytes=0.0, latency_s=1e-5, seconds_per_byte=1e-9),)
+    return Fit(kind="all_reduce", ranks=ranks, nodes=ranks, segments=segments, origin=origin, source="a test")
+
+
 def test_a_line_is_met_at_every_size() -> None:
-    line = Latency(
-        kind="all_reduce", ranks=4, nodes=4, latency_s=1e-5, seconds_per_byte=1e-9, origin="published", source="a test"
-    )
-    found = network("xeon-edr", lines=(line,))
+    line = straight(4, "published")
+    found = network("xeon-edr", fits=(line,))
     for nbytes in (0, 10**3, 10**9):
         assert found.seconds("all_reduce", nbytes, 4) == pytest.approx(1e-5 + 1e-9 * nbytes)
     assert found.demand(Call("all_reduce", 10**3, 4)).origin == "published"
 
 
 def test_an_exact_line_is_stronger_than_a_curve_for_other_ranks() -> None:
-    line = Latency(
-        kind="all_reduce", ranks=4, nodes=4, latency_s=1e-5, seconds_per_byte=1e-9, origin="measured", source="a test"
-    )
-    found = network("xeon-edr", lines=(line,), curves=(curve(8, 8, (10**6, 1.0)),))
+    line = straight(4, "measured")
+    found = network("xeon-edr", fits=(line,), curves=(curve(8, 8, (10**6, 1.0)),))
     assert found.seconds("all_reduce", 10**6, 4) == pytest.approx(1e-5 + 1e-3)
 
 

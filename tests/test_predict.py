@@ -10,7 +10,7 @@ from simgd.errors import FileError, SimgdError
 from simgd.job import Job, job
 from simgd.predict import Machine, Prediction, predict, trace_of
 from simgd.pricing import WhatIf
-from simgd.profile import ORIGINS, Jitter, Latency, LayerTimes, MemoryRate, Profile
+from simgd.profile import ORIGINS, Fit, Jitter, LayerTimes, MemoryRate, Profile, Segment
 from simgd.schedules import DEFAULT_SCHEDULES
 from simgd.topology import Cluster, Device, Link
 from simgd.units import Bytes, FlopRate, Rate
@@ -45,10 +45,11 @@ def hand(**entries: object) -> Profile:
         times = {"front": seconds, "back": seconds}
         return LayerTimes(**about, workload="net", batch=8, direction=direction, seconds=times)  # type: ignore[arg-type]
 
-    line = Latency(**about, kind="all_reduce", ranks=2, nodes=1, latency_s=1 * MS, seconds_per_byte=0.5e-9)  # type: ignore[arg-type]
+    segments = (Segment(from_bytes=0.0, latency_s=1 * MS, seconds_per_byte=0.5e-9),)
+    line = Fit(**about, kind="all_reduce", ranks=2, nodes=1, segments=segments)  # type: ignore[arg-type]
     given = {
         "layers": (passes("forward", 1 * MS), passes("backward", 2 * MS)),
-        "lines": (line,),
+        "fits": (line,),
         "memory": MemoryRate(**about, bytes_per_s=40e9, kernel=0.0),  # type: ignore[arg-type]
     }
     return Profile(name="hand", cluster=PAIR, **given | entries)  # type: ignore[arg-type]
@@ -104,11 +105,12 @@ def test_costs_that_are_uncertain_together_move_the_iteration_by_as_much():
         times = {"front": seconds, "back": seconds}
         return LayerTimes(**about, workload="net", batch=8, direction=direction, seconds=times)  # type: ignore[arg-type]
 
-    line = Latency(**about, kind="all_reduce", ranks=2, nodes=1, latency_s=1 * MS, seconds_per_byte=0.5e-9)  # type: ignore[arg-type]
+    segments = (Segment(from_bytes=0.0, latency_s=1 * MS, seconds_per_byte=0.5e-9),)
+    line = Fit(**about, kind="all_reduce", ranks=2, nodes=1, segments=segments)  # type: ignore[arg-type]
     found = by_hand(
         "layerwise",
         layers=(passes("forward", 1 * MS), passes("backward", 2 * MS)),
-        lines=(line,),
+        fits=(line,),
         memory=MemoryRate(**about, bytes_per_s=40e9, kernel=0.0),  # type: ignore[arg-type]
     )
     assert found.iteration_low_s == pytest.approx(0.9 * found.iteration_s, rel=1e-6)
