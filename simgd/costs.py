@@ -121,8 +121,15 @@ def intensity(job: Job) -> float:
     return flops / moved if moved else 0.0
 
 
-def update_s(elements: int, job: Job, profile: Profile) -> Estimate:
-    """Return the device time of the optimizer's step on *elements* parameters."""
+def update_s(elements: int, tensors: int, job: Job, profile: Profile) -> Estimate:
+    """Return the device time of the optimizer's step on *elements* parameters of so many *tensors*.
+
+    Where nobody measured it, it moves its bytes at the memory rate.
+    """
+    entry = next((entry for entry in profile.updates if entry.optimizer == job.optimizer), None)
+    if entry is not None:
+        seconds = entry.call_s + tensors * entry.tensor_s + elements * entry.element_s
+        return Estimate(seconds=seconds, origin=entry.origin, uncertainty=entry.uncertainty)
     return _moved(elements * OPTIMIZERS[job.optimizer][0], profile)
 
 
@@ -337,7 +344,8 @@ class LayerCosts:
         """Return the scale at which *there*'s passes and update take the time of *step*."""
         rooflines = [_passes(there, self.device, layer) for layer in there.workload.layers]
         forward, backward = sum(pair[0] for pair in rooflines), sum(pair[1] for pair in rooflines)
-        update = update_s(there.workload.parameters, there, self.profile).seconds
+        tensors = sum(len(layer.tensors) for layer in there.workload.layers)
+        update = update_s(there.workload.parameters, tensors, there, self.profile).seconds
         passes = max(step.seconds - update, 0.1 * step.seconds)
         split = self.profile.split
         if split is not None:

@@ -5,7 +5,7 @@ the cycle ratio, and says what each part of it rests on. A `WhatIf` makes links,
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Literal, assert_never
 
@@ -25,6 +25,9 @@ from simgd.topology import Cluster
 Part = Literal["forward", "backward", "update", "communication", "host", "interference"]
 
 WIRE_BYTES = {"float32": 4, "bfloat16": 2}
+
+#: Of a core, communication takes no more than this while the rank computes: the scheduler shares fairly.
+MOST_STOLEN = 0.5
 
 _DEFAULT_EXECUTION = Execution(
     origin="assumed", source="no entry in the profile: streams of one GPU, waits on the device", update_on_compute=True
@@ -127,6 +130,14 @@ class Prices:
             origins.append(self.execution.origin)
         return Beside(slowed=slowed, slows=slows, origin=weakest(*origins) if origins else None)
 
+    def _burst_ps(self, what_if: WhatIf) -> int:
+        """Return the time at the rate of the interconnect of what an idle NIC saves up."""
+        joint = self.cluster.interconnect
+        if joint is None or self.ranks == 1:
+            return 0
+        rate = float(joint.bandwidth) * what_if.links.get(joint.kind, 1.0)
+        return units.picoseconds(float(joint.burst) / rate)
+
     def price(self, schedule: Schedule, what_if: WhatIf = AS_IT_IS) -> Priced:
         """Return the costs of every op of *schedule*."""
         network = Network(self.cluster, self.profile, what_if.links) if what_if.links else self.network
@@ -139,6 +150,7 @@ class Prices:
             wait_blocks_host=self.execution.wait_blocks_host,
             in_flight=self.execution.in_flight,
             run_ahead=self.execution.run_ahead,
+            burst_ps=self._burst_ps(what_if),
         )
         return Priced(
             timing=timing,
@@ -173,6 +185,7 @@ class _Pricing:
         self.uncertainty: dict[str, tuple[float, float]] = {}
         self._widest = 0.0
         self.algorithms: dict[str, None] = {}
+        self._stolen = self._stolen_by(schedule)
 
     def op(self, op: Op, *, first: bool) -> OpTime:
         """Return the costs of one op, and note how uncertain they are."""
@@ -195,7 +208,8 @@ class _Pricing:
                 return self._collective(op.work, issue_s)
             case Update(bucket=bucket, part=part):
                 share = 1 if part == "all" else self.prices.ranks
-                estimate = costs.update_s(-(-self.buckets[bucket].elements // share), job, profile)
+                elements, tensors = -(-self.buckets[bucket].elements // share), len(self.buckets[bucket].slices)
+                estimate = costs.update_s(elements, tensors, job, profile)
                 return self._local(estimate, issue_s + self.host.update)
             case Map(bucket=bucket):
                 return self._local(costs.copy_s(self.buckets[bucket].elements, profile), issue_s + self.host.copy)
@@ -228,13 +242,46 @@ class _Pricing:
         found = self.prices.beside(compute)
         if found.origin is not None:
             self._note("interference", found.origin)
-        return found
+        work = self.prices.profile.communication_work
+        if self._stolen == ONE or work is None:
+            return found
+        self._note("interference", work.origin)
+        return replace(found, slowed=found.slowed * self._stolen)
+
+    def _stolen_by(self, schedule: Schedule) -> Fraction:
+        """Return how much slower local work is while its core also does the work of this schedule's collectives.
+
+        They take a share of the core that is their own work over their time alone, on the average of the schedule.
+        """
+        if self.alone or self.prices.profile.communication_work is None:
+            return ONE
+        sizes = [
+            self.buckets[op.work.bucket].elements * WIRE_BYTES[op.work.wire]
+            for op in schedule.ops
+            if isinstance(op.work, Communicate)
+        ]
+        alone_s = sum(self.prices.demand(nbytes, network=self.network).solo_s for nbytes in sizes)
+        if not alone_s:
+            return ONE
+        share = min(sum(map(self._work_s, sizes)) / alone_s, MOST_STOLEN)
+        return 1 / Fraction(1 - share).limit_denominator(100)
+
+    def _work_s(self, nbytes: int) -> float:
+        """Return the processor time that a collective takes from the rank's core."""
+        work = self.prices.profile.communication_work
+        return work.call_s + nbytes * work.s_per_byte if work is not None else 0.0
+
+    def _looks(self, nbytes: int) -> int:
+        """Return how often the host must look at a collective."""
+        execution = self.prices.execution
+        return execution.looks + round(nbytes / execution.look_bytes) if execution.look_bytes else 0
 
     def _collective(self, work: Communicate, issue_s: float) -> OpTime:
         if self.alone:
             return OpTime(issue_ps=self._host_ps(issue_s))
         elements = self.buckets[work.bucket].elements
-        demand = self.prices.demand(elements * WIRE_BYTES[work.wire], work.collective, self.network)
+        nbytes = elements * WIRE_BYTES[work.wire]
+        demand = self.prices.demand(nbytes, work.collective, self.network)
         cast_s, casts = self._cast_s(elements, work.wire)
         self._note("communication", demand.origin)
         self.extrapolated |= demand.extrapolated
@@ -246,6 +293,8 @@ class _Pricing:
             run_ps=units.picoseconds(demand.solo_s + cast_s),
             latency_ps=units.picoseconds(demand.latency_s + cast_s),
             use=demand.use,
+            looks=self._looks(nbytes),
+            least_ps=units.picoseconds(self._work_s(nbytes)),
         )
 
     def _cast_s(self, elements: int, wire: str) -> tuple[float, int]:

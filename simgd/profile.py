@@ -355,6 +355,20 @@ class Interference(Entry, frozen=True, kw_only=True):
         return (type(self).__name__, self.compute, self.path)
 
 
+class CommunicationWork(Entry, frozen=True, kw_only=True):
+    """Processor time that one collective takes from the rank's own core: ``call_s + nbytes * s_per_byte``.
+
+    Where the rank computes meanwhile, its compute takes so much longer; over an idle link that has saved up a burst
+    the collective takes at least that long.
+    """
+
+    call_s: float
+    s_per_byte: float
+
+    def _check(self) -> None:
+        check_not_negative(ProfileError, "communication work", call_s=self.call_s, s_per_byte=self.s_per_byte)
+
+
 class Execution(Entry, frozen=True, kw_only=True):
     """How the software runs a schedule.
 
@@ -363,7 +377,8 @@ class Execution(Entry, frozen=True, kw_only=True):
     which needs a finished collective makes the host wait (MPI, gloo) instead of the device (NCCL); `in_flight` how
     many collectives run at once; `run_ahead` how many iterations the host may be ahead of the compute lane; `progress`
     the share of its speed that a collective keeps while the rank computes (1: a NIC or a GPU moves the data; less: the
-    library needs the CPU).
+    library needs the CPU). A library that progresses only when it is called (MPI) needs the host to look
+    ``looks + nbytes / look_bytes`` times before a collective has ended (`look_bytes` 0: it needs nobody).
     """
 
     merged: bool = False
@@ -372,9 +387,12 @@ class Execution(Entry, frozen=True, kw_only=True):
     in_flight: int = 1
     run_ahead: int = 1
     progress: float = 1.0
+    looks: int = 0
+    look_bytes: float = 0.0
 
     def _check(self) -> None:
         check_positive(ProfileError, "execution", in_flight=self.in_flight, run_ahead=self.run_ahead)
+        check_not_negative(ProfileError, "execution", looks=self.looks, look_bytes=self.look_bytes)
         if not 0.01 <= self.progress <= 1:
             raise ProfileError(f"execution: progress is {self.progress}; it must be from 0.01 to 1")
 
@@ -426,6 +444,7 @@ class Profile(Document, frozen=True, kw_only=True, tag="simgd profile"):
     point_to_point: PointToPoint | None = None
     library: Library | None = None
     interference: tuple[Interference, ...] = ()
+    communication_work: CommunicationWork | None = None
     execution: Execution | None = None
     jitter: Jitter | None = None
     memory_overhead: MemoryOverhead | None = None

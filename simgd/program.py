@@ -30,6 +30,10 @@ class Program(Instances):
         self.run = [time.run_ps for time in times]
         self.latency = [min(time.latency_ps, time.run_ps) for time in times]
         self.use = [time.use for time in times]
+        self.looks = [time.looks for time in times]
+        self.least = [min(time.least_ps, time.run_ps) for time in times]
+        # Whether a collective's time depends on more than its work and what runs beside it
+        self.stateful = any(self.looks) or timing.burst_ps > 0
         self.slowed = [time.slowed for time in times]
         # Slow-downs of collectives as levels: small integers compare faster than fractions, and far more often.
         factors = sorted({ONE, *(time.slows for time in times)})

@@ -8,6 +8,9 @@ Model
       Where waits block the host, it does not issue an op that needs a collective before that has ended.
     - A collective holds a rank's lane from that rank's start; data move from the last rank's start, and it ends on all
       ranks together. Its latency claims no bandwidth; then, with several in flight, they share resources fairly.
+    - A collective that needs the host's looks moves an equal part of its data after each: the host looks whenever it
+      begins an op of its own, and without pause while it waits for a collective.
+    - An idle link saves up a burst (a token bucket): data that find it take that much less time, but `least_ps`.
     - While data move, local ops run `slowed` times slower, and the data move slower by the largest `slows` of the
       local ops that run on any rank: compute and update are one kind of work beside communication, and the slowest
       rank sets the pace of a collective. Work that is left is exact; ends round up to 1 ps.
@@ -21,7 +24,7 @@ Known not to hold
 """
 
 import math
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
@@ -89,6 +92,8 @@ class _Rank:
         self.rows: list[tuple[str, int, int, int, int]] = []
         self.in_flight = 0
         self.landed: simpy.Event | None = None
+        self.is_blocked = False
+        self.unseen: list[simpy.Event] = []
         machine.env.process(self.host())
         for lane in program.lanes:
             machine.env.process(self.follow(lane))
@@ -123,6 +128,26 @@ class _Rank:
         if k == machine.program.last_compute:
             machine.on_iteration(self, iteration)
 
+    def blocked(self, events: Iterable[simpy.Event]) -> _Steps:
+        """Let the host wait for *events*; meanwhile it looks without pause."""
+        for event in events:
+            self.is_blocked = True
+            self.look()
+            yield event
+        self.is_blocked = False
+
+    def look(self) -> None:
+        """Let the collectives that wait for this host's look go on."""
+        for event in self.unseen:
+            event.succeed()
+        self.unseen.clear()
+
+    def published(self, events: Iterable[simpy.Event]) -> Iterator[simpy.Event]:
+        """Yield *events*, each after the lanes have seen what is issued."""
+        for event in events:
+            self.publish()
+            yield event
+
     def publish(self) -> None:
         """Wake the lanes that wait for the host."""
         for event in self.unissued:
@@ -137,17 +162,13 @@ class _Rank:
         env, program = machine.env, machine.program
         now = 0
         for iteration in range(machine.iterations + program.owed):
-            for event in self.ready(program.gate, iteration):
-                self.publish()
-                yield event
+            yield from self.blocked(self.published(self.ready(program.gate, iteration)))
             now = max(now, env.now)
             for k in range(program.size):
                 if not program.exists(k, iteration, machine.iterations):
                     self.issued.append(now)
                     continue
-                for event in self.ready(program.blocks[k], iteration):
-                    self.publish()
-                    yield event
+                yield from self.blocked(self.published(self.ready(program.blocks[k], iteration)))
                 skipped = iteration < program.age[k]
                 begin = max(now, env.now)
                 now = begin if skipped else begin + program.issue[k]
@@ -157,8 +178,8 @@ class _Rank:
                     self.rows.append(("host", k, iteration, begin, now))
                 if program.lane[k] == "host":
                     self.publish()
-                    for event in self.ready(program.deps[k], iteration):
-                        yield event
+                    yield from self.blocked(self.ready(program.deps[k], iteration))
+                    self.look()
                     if now > env.now:
                         yield env.timeout(now - env.now)
                     start = env.now
@@ -176,7 +197,7 @@ class _Rank:
         env, program, done, issued = machine.env, machine.program, self.done, self.issued
         several = lane == "comm" and program.timing.in_flight > 1
         is_compute = lane == "compute"
-        direct = not (program.interferes or several or (lane == "comm" and machine.ranks_differ))
+        direct = not (program.interferes or program.stateful or several or (lane == "comm" and machine.ranks_differ))
         for iteration in range(machine.iterations + program.owed):
             base = iteration * program.size
             for k in program.of_lane[lane]:
@@ -302,6 +323,9 @@ class _Machine:
         self.moving: dict[int, _Flight] = {}
         self.met: dict[tuple[int, int], tuple[int, simpy.Event]] = {}
         self.left: dict[tuple[int, str], tuple[int | Fraction, int]] = {}
+        self.part: dict[int, int] = {}
+        self.unlooked = 0
+        self.savings = self.saved_since = 0
         # How much each rank slows the collectives, how many ranks do so by each level, and the heaviest level
         self.weight = [0] * ranks
         self.weights = [ranks, *(0 for _ in program.pace[1:])]
@@ -353,7 +377,7 @@ class _Machine:
                 yield ended
                 return
             del self.met[k, iteration]
-        if not program.interferes and program.timing.in_flight == 1:
+        if not (program.interferes or program.stateful) and program.timing.in_flight == 1:
             rank.due[lane] = env.now + program.run[k]
             yield env.timeout(program.run[k])
             del rank.due[lane]
@@ -362,12 +386,51 @@ class _Machine:
                 rank.due[lane] = env.now + program.latency[k]
                 yield env.timeout(program.latency[k])
                 del rank.due[lane]
-            yield from self.move(k, lane)
+            yield from self.move_all(k, lane)
         if self.ranks_differ:
             ended.succeed()
 
-    def move(self, k: int, lane: str) -> _Steps:
-        """Move the data of one collective."""
+    def move_all(self, k: int, lane: str) -> _Steps:
+        """Move the data of one collective, a part after each look that it needs."""
+        program = self.program
+        work, least, looks = program.run[k] - program.latency[k], program.least[k], program.looks[k]
+        parts = max(looks, 1)
+        for part in range(parts):
+            self.part[k] = part
+            share = work * (part + 1) // parts - work * part // parts
+            if program.timing.burst_ps:
+                share -= self.saved(max(share - least // parts, 0))
+            if share:
+                yield from self.move(k, lane, share)
+            self.saved_since = self.env.now
+            if looks:
+                yield from self.looked(k)
+        del self.part[k]
+
+    def saved(self, most: int) -> int:
+        """Take up to *most* of the burst that the link has saved up, and return how much."""
+        now = self.env.now
+        self.savings = min(self.program.timing.burst_ps, self.savings + now - self.saved_since)
+        self.saved_since = now
+        taken = min(self.savings, most)
+        self.savings -= taken
+        return taken
+
+    def looked(self, k: int) -> _Steps:
+        """Return when every rank has looked."""
+        events = []
+        for rank in self.ranks:
+            if not rank.is_blocked:
+                event = self.env.event()
+                rank.unseen.append(event)
+                events.append(event)
+        for event in events:
+            self.unlooked += 1
+            yield event
+            self.unlooked -= 1
+
+    def move(self, k: int, lane: str, work: int) -> _Steps:
+        """Move the data of *work* picoseconds alone."""
         program = self.program
         process = self.env.active_process
         assert process is not None
@@ -382,7 +445,7 @@ class _Machine:
             pace = program.pace[self.heaviest]
             return pace if flight.part is ONE else pace * flight.part
 
-        yield from self.spend((program.run[k] - program.latency[k]) * program.unit, rate, (-1, lane), {}, lane)
+        yield from self.spend(work * program.unit, rate, (-1, lane), {}, lane)
         del self.moving[k]
         self.share(flight)
         if not self.moving:
@@ -424,8 +487,9 @@ class _Machine:
 
     def state(self, iteration: int) -> tuple[object, ...]:
         """Return everything that decides the future, relative to now and to *iteration*."""
-        now, base = self.env.now, iteration * self.program.size
-        found: list[object] = [iteration % math.lcm(*self.program.every), tuple(k for k in self.moving)]
+        program = self.program
+        now, base = self.env.now, iteration * program.size
+        found: list[object] = [iteration % math.lcm(*program.every), tuple(k for k in self.moving)]
         for rank in self.ranks:
             found.append(tuple(place - base for place in rank.place.values()))
             found.append(tuple((lane, due - now) for lane, due in sorted(rank.due.items())))
@@ -440,6 +504,10 @@ class _Machine:
             found.append(tuple(done - iteration for done in rank.done))
         for key, (parts, since) in sorted(self.left.items()):
             found.append((key, parts, now - since))
+        if program.stateful:
+            idle = not self.moving
+            saved = min(program.timing.burst_ps, self.savings + now - self.saved_since) if idle else self.savings
+            found.append((saved, self.unlooked, tuple(self.part.items())))
         return tuple(found)
 
     def check_ended(self) -> None:

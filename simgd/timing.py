@@ -19,7 +19,9 @@ class OpTime:
 
     `slowed` is how many times slower a local op runs while a collective moves data, `slows` how many times slower
     collectives move data while this op runs. Of a collective, the first `latency_ps` claim no bandwidth; `use` is the
-    share of each resource that it takes when alone.
+    share of each resource that it takes when alone. It needs the host to look `looks` times before it has ended, each
+    time after an equal part of its data has moved (0: it needs nobody). Where the link has saved up a burst, it takes
+    `least_ps` at least.
     """
 
     issue_ps: int = 0
@@ -28,11 +30,16 @@ class OpTime:
     slows: Fraction = ONE
     latency_ps: int = 0
     use: Mapping[str, float] = field(default_factory=dict)
+    looks: int = 0
+    least_ps: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
-    """Costs of all ops by name, and how the software runs them; see `simgd.profile.Execution`."""
+    """Costs of all ops by name, and how the software runs them; see `simgd.profile.Execution`.
+
+    `burst_ps` is what an idle link saves up at most: so much less than alone the next collective takes.
+    """
 
     ops: Mapping[str, OpTime]
     merged: bool = False
@@ -40,6 +47,7 @@ class Timing:
     wait_blocks_host: bool = False
     in_flight: int = 1
     run_ahead: int = 1
+    burst_ps: int = 0
 
     def lane_of(self, lane: Lane) -> Lane:
         """Return the lane on which the software runs what a schedule puts on *lane*."""

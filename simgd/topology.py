@@ -61,17 +61,19 @@ class Interconnect(Value, frozen=True, kw_only=True):
     """What joins the NICs of all nodes: a fat tree without oversubscription, of switches with `ports` ports.
 
     `bandwidth` is that of one NIC's cable in one direction; `latency` that of one cable with the switch behind it.
+    A NIC that is shaped by a token bucket saves up to `burst` bytes while it is idle, which then pass at once.
     """
 
     kind: Literal["infiniband", "ethernet"]
     bandwidth: Rate
     latency: Seconds
     ports: int = 36
+    burst: Bytes = Bytes(0)
     source: str = ""
 
     def __post_init__(self) -> None:
         check_positive(ClusterError, "interconnect", bandwidth=self.bandwidth, ports=self.ports)
-        check_not_negative(ClusterError, "interconnect", latency=self.latency)
+        check_not_negative(ClusterError, "interconnect", latency=self.latency, burst=self.burst)
 
 
 class Cluster(Document, frozen=True, kw_only=True, tag="simgd cluster"):

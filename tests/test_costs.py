@@ -169,7 +169,7 @@ def test_a_published_step_of_this_workload_is_shared_out_by_rooflines():
     entry = step("net", 10, 0.1)
     found = costs(profile(steps=(entry,), efficiency=Efficiency(origin="measured", source="x", value=0.9)))
     # 1.5 M parameters x 20 B at 90 GB/s are a third of a millisecond of update; passes have the rest
-    update = update_s(1_500_000, job(NET), profile()).seconds
+    update = update_s(1_500_000, 1, job(NET), profile()).seconds
     assert update == pytest.approx(30e6 / 90e9)
     passes = [found.of(layer.name, way).seconds for layer in NET.layers for way in ("forward", "backward")]
     assert sum(passes) + update == pytest.approx(0.1)
@@ -185,7 +185,7 @@ def test_a_split_says_how_much_of_a_step_is_forward():
     forward = sum(found.of(layer.name, "forward").seconds for layer in NET.layers)
     backward = sum(found.of(layer.name, "backward").seconds for layer in NET.layers)
     assert forward == pytest.approx(0.1 / 4)
-    assert forward + backward + update_s(1_500_000, job(NET), profile()).seconds == pytest.approx(0.1)
+    assert forward + backward + update_s(1_500_000, 1, job(NET), profile()).seconds == pytest.approx(0.1)
 
 
 def test_a_batch_beyond_the_published_ones_is_modelled_and_extrapolated():
@@ -342,8 +342,8 @@ def test_an_update_moves_20_bytes_a_parameter_with_sgd_and_28_with_adamw():
     memory = MemoryRate(origin="measured", source="x", uncertainty=0.1, bytes_per_s=50e9, kernel=10e-6)
     given = profile(memory=memory)
     # gradient, momentum and weight read, the last two written: 5 x 4 B; AdamW has a second moment: 7 x 4 B
-    assert update_s(5_000_000, job(NET), given).seconds == pytest.approx(2 * MS + 10e-6)
-    assert update_s(5_000_000, job(NET, optimizer="adamw"), given).seconds == pytest.approx(2.8 * MS + 10e-6)
+    assert update_s(5_000_000, 1, job(NET), given).seconds == pytest.approx(2 * MS + 10e-6)
+    assert update_s(5_000_000, 1, job(NET, optimizer="adamw"), given).seconds == pytest.approx(2.8 * MS + 10e-6)
     # a copy reads and writes
     assert copy_s(5_000_000, given).seconds == pytest.approx(0.8 * MS + 10e-6)
     assert copy_s(1, given).origin == "measured"

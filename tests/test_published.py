@@ -57,7 +57,7 @@ def test_a_stated_efficiency_is_the_share_of_the_roofline_that_resnet50_reaches(
     workload = catalogue.workload("resnet50")
     job = Job(workload=workload, batch=batch, tokens=workload.tokens, dtype="fp32")
     step = next(step.seconds for step in profile.steps if (step.workload, step.batch) == ("resnet50", batch))
-    passes = step - costs.update_s(workload.parameters, job, profile).seconds
+    passes = step - costs.update_s(workload.parameters, 1, job, profile).seconds
     assert profile.efficiency is not None
     share = costs.step_roofline_s(job, profile.cluster.device) / passes
     assert profile.efficiency.value == pytest.approx(share, abs=0.01)
