@@ -1,6 +1,5 @@
 """Makes one `Run` of what all ranks measured: the slowest rank's iterations, and one trace on rank 0's clock."""
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -11,7 +10,7 @@ from executor import clocks, environment
 from executor.interpreter import Interpreter
 from executor.rank import Rank
 from executor.recording import Row
-from simgd.provenance import Environment, Host
+from simgd.provenance import Host
 from simgd.run import Clock, OpTimes, Run, Spread, TracingCost, counted, warm_up_of
 from simgd.trace import Trace
 
@@ -128,16 +127,12 @@ def assembled(
             share=events * event_s / iteration.median,
             traced_over_untraced=median(slowest[place] for place in disturbed) / iteration.median if disturbed else 1.0,
         ),
-        environment=Environment(
-            hosts=tuple(hosts.values()),
-            host_of_rank=[numbers[own.boot] for own in measured],
+        environment=environment.described(
+            tuple(hosts.values()),
+            [numbers[own.boot] for own in measured],
             library=backend.library,
             launcher=about.launcher,
-            versions=environment.versions(),
-            settings=environment.settings(),
             command=about.command,
-            commit=environment.commit(),
-            date=time.strftime("%Y-%m-%d"),
         ),
         trace=_trace(rank, measured, its_clocks),
     )

@@ -6,10 +6,11 @@ import platform
 import resource
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from simgd import __version__
-from simgd.provenance import Host
+from simgd.provenance import Environment, Host
 
 _PACKAGES = ("numpy", "torch", "mpi4py")
 
@@ -22,6 +23,23 @@ def host() -> Host:
         memory_bytes=float((_first("/proc/meminfo", "MemTotal") or "0").split()[0]) * 1024,
         kernel=f"{platform.system()} {platform.release()}",
         gpus=_gpus(),
+    )
+
+
+def described(
+    hosts: tuple[Host, ...], host_of_rank: list[int], *, library: str, launcher: str, command: str
+) -> Environment:
+    """Return on what ranks of these *hosts* measure, here and now."""
+    return Environment(
+        hosts=hosts,
+        host_of_rank=host_of_rank,
+        library=library,
+        launcher=launcher,
+        versions=versions(),
+        settings=settings(),
+        command=command,
+        commit=commit(),
+        date=time.strftime("%Y-%m-%d"),
     )
 
 

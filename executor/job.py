@@ -1,4 +1,4 @@
-"""A run from its command to its file: in this process, as one rank of many, or as the one that starts the ranks.
+"""A task of all ranks from its command to its file: in this process, as one rank, or as the one that starts them.
 
 Model
     `loopback` runs all ranks in this process. Otherwise a process that a launcher started is one rank, and one that
@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,10 +25,43 @@ from executor.plan import Plan
 from executor.supervise import give_up, supervise, watch
 from simgd import files, perfetto
 from simgd.errors import BackendError, FileError, RunError, SimgdError
+from simgd.files import Document
 from simgd.run import BackendName, Run
 
-#: Told which iteration of how many has ended.
+#: Told how many iterations, or other steps of the task, have ended.
 Bar = Callable[[int], None]
+
+#: What every rank does: given its side of the library, its note, whom to tell of each step and its seconds, and
+#: provenance; the document on rank 0, None on the others.
+Measure = Callable[[Backend, Part, Callable[[int, float], None], About], "Document | None"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """What the ranks do together, and what rank 0 writes in the end.
+
+    `ops` are the names by which a rank says where it is, `names` what a post mortem calls the whole. `threads` says
+    that two threads of a rank may call the library at once, `torch` that the ranks compute with torch.
+    """
+
+    measure: Measure
+    kind: type[Document]
+    ops: Sequence[str]
+    names: Mapping[str, str]
+    threads: bool
+    torch: bool
+
+
+def training(plan: Plan) -> Task:
+    """Return the task of running *plan*."""
+    return Task(
+        measure=lambda backend, part, finished, about: measuring.run(plan, backend, part, finished, about),
+        kind=Run,
+        ops=[op.name for op in plan.schedule.ops],
+        names={"schedule": plan.schedule.name, "workload": plan.workload.name},
+        threads=plan.progress.thread,
+        torch=plan.compute == "real",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,15 +98,15 @@ def launched(order: Order) -> Launched | None:
     return found
 
 
-def run(plan: Plan, order: Order, found: Launched | None) -> Run | None:
-    """Run *plan* and return the run; None on ranks other than 0. Raises a SimgdError in one line."""
-    if plan.compute == "real" and importlib.util.find_spec("torch") is None:
+def run(task: Task, order: Order, found: Launched | None) -> Document | None:
+    """Carry out *task* and return its document; None on ranks other than 0. Raises a SimgdError in one line."""
+    if task.torch and importlib.util.find_spec("torch") is None:
         raise BackendError("training a network needs torch; pip install 'simgd[torch]', or take --compute emulated")
     if order.backend == "loopback":
         with _cleared(order):
-            return _turns(plan, order, order.ranks or 1)
+            return _turns(task, order, order.ranks or 1)
     if found is not None:
-        return _one_rank(plan, order, found)
+        return _one_rank(task, order, found)
     if order.ranks is None:
         raise BackendError(f"backend {order.backend}: nobody started this process as a rank; give --ranks N")
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // order.ranks)))
@@ -88,7 +121,7 @@ def run(plan: Plan, order: Order, found: Launched | None) -> Run | None:
             out_name=order.out.name,
             progress=order.bar,
         )
-    return files.read(order.out, Run)
+    return files.read(order.out, task.kind)
 
 
 @contextmanager
@@ -110,19 +143,18 @@ def _hold_iterations(parts: Path) -> bool:
         return False
 
 
-def _part(plan: Plan, order: Order, number: int, ranks: int) -> Part:
-    names = {"schedule": plan.schedule.name, "workload": plan.workload.name}
-    return Part(order.parts, number, ranks, [op.name for op in plan.schedule.ops], names)
+def _part(task: Task, order: Order, number: int, ranks: int) -> Part:
+    return Part(order.parts, number, ranks, task.ops, task.names)
 
 
-def _turns(plan: Plan, order: Order, ranks: int) -> Run:
+def _turns(task: Task, order: Order, ranks: int) -> Document:
     """Run all ranks in this process."""
     from executor.backends import loopback
 
     clear(order.parts)
-    parts = [_part(plan, order, number, ranks) for number in range(ranks)]
+    parts = [_part(task, order, number, ranks) for number in range(ranks)]
     swap = None
-    if plan.compute == "real":
+    if task.torch:
         import torch
 
         swap = (torch.get_rng_state, torch.set_rng_state)
@@ -130,7 +162,7 @@ def _turns(plan: Plan, order: Order, ranks: int) -> Run:
             # Each rank's thread would have a pool of its own, and all of them spin on the same cores.
             torch.set_num_threads(1)
 
-    def target(backend: Backend) -> Run | None:
+    def target(backend: Backend) -> Document | None:
         part = parts[backend.rank]
 
         def finished(iteration: int, seconds: float) -> None:
@@ -139,7 +171,7 @@ def _turns(plan: Plan, order: Order, ranks: int) -> Run:
                 order.bar(iteration + 1)
 
         try:
-            made = measuring.run(plan, backend, part, finished, order.about)
+            made = task.measure(backend, part, finished, order.about)
         except SimgdError:
             raise
         except Exception as error:
@@ -155,21 +187,21 @@ def _turns(plan: Plan, order: Order, ranks: int) -> Run:
     return made
 
 
-def _one_rank(plan: Plan, order: Order, found: Launched) -> Run | None:
+def _one_rank(task: Task, order: Order, found: Launched) -> Document | None:
     part: Part | None = None
     backend: Backend | None = None
     try:
         if found.supervised:
             # What goes wrong while the library starts is told through the part.
-            part = _part(plan, order, found.rank, found.ranks)
-        backend = _opened(order.backend, found, order.timeout_s, threads=plan.progress.thread)
+            part = _part(task, order, found.rank, found.ranks)
+        backend = _opened(order.backend, found, order.timeout_s, threads=task.threads)
         if backend.rank == 0:
             order.say(f"{_by(found)}: {backend.ranks} ranks; {backend.library}")
         if part is None:
             if backend.rank == 0:
                 clear(order.parts)
             backend.barrier()
-            part = _part(plan, order, backend.rank, backend.ranks)
+            part = _part(task, order, backend.rank, backend.ranks)
         backend.barrier()
         own, library = part, backend
         watch(own, found, timeout_s=order.timeout_s, out_name=order.out.name, abort=library.abort)
@@ -180,7 +212,7 @@ def _one_rank(plan: Plan, order: Order, found: Launched) -> Run | None:
                 order.bar(iteration + 1)
 
         about = About(launcher=_by(found), command=order.about.command)
-        made = measuring.run(plan, library, own, finished, about)
+        made = task.measure(library, own, finished, about)
         if made is not None:
             _write(made, order)
         own.at(Phase.WAITING)
@@ -239,7 +271,7 @@ def _opened(name: BackendName, found: Launched, timeout_s: float, *, threads: bo
     return backend
 
 
-def _write(made: Run, order: Order) -> None:
+def _write(made: Document, order: Order) -> None:
     files.write(order.out, made)
-    if order.trace is not None:
+    if order.trace is not None and isinstance(made, Run):
         perfetto.write(made.trace, order.trace)

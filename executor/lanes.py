@@ -93,8 +93,11 @@ class HostLanes:
         """Return at once: the host has run the iteration before."""
         self._at(RUNNING, None, iteration)
 
-    def enter(self, k: int, iteration: int) -> None:  # noqa: D102
+    def enter(self, k: int, iteration: int) -> None:
+        """Look at the comm lane if it is polled, and wait for the collectives that op *k* needs."""
         comm = self._comm
+        if comm is not None and comm.polls:
+            comm.touch()
         for dep, lag in self._needs[k]:
             wanted = self._instances.awaited(dep, lag, iteration, self._iterations)
             if wanted >= 0 and comm is not None and not comm.has_ended(dep, wanted):

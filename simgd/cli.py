@@ -357,7 +357,7 @@ def run_(
         print(dry_run.told(plan.schedule, plan.workload, count, steps, plan.execution))
         return
     try:
-        made = execution.run(plan, order, found)
+        made: Any = execution.run(execution.training(plan), order, found)
     finally:
         bar.stop()
     if made is None or (found is not None and found.supervised):
@@ -369,6 +369,88 @@ def run_(
 
         _print(runreport.run(made))
         _print(f"{out}" + (f"; timeline: {trace} (open it at ui.perfetto.dev)" if trace else ""))
+
+
+calibrate_app = typer.Typer(invoke_without_command=True)
+app.add_typer(calibrate_app, name="calibrate")
+
+
+@calibrate_app.callback()
+def calibrate(
+    context: typer.Context,
+    backend: Annotated[str, typer.Option(help="mpi or gloo")] = "mpi",
+    workload: Annotated[
+        list[str] | None, typer.Option(help="names or TOML files; each with --batch, --seq-len")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="JSON file to write")] = Path("profile.json"),
+    ranks: Annotated[int | None, typer.Option(min=2, help="start and supervise so many ranks")] = None,
+    batch: Batch = None,
+    seq_len: Tokens = None,
+    optimizer: OptimizerName = "sgd",
+    on: Annotated[str | None, typer.Option("--on", help="the cluster that this is; default: as measured")] = None,
+    compute: Annotated[
+        str, typer.Option(help="what ranks do beside communication: real, or emulated (asleep)")
+    ] = "real",
+    progress: Annotated[str | None, typer.Option(help="who lets collectives progress: none, poll:N or thread")] = None,
+    largest: Annotated[str, typer.Option(help="largest message")] = "16MiB",
+    timeout: Annotated[float, typer.Option(min=0.1, help="seconds without progress that end the job")] = 60.0,
+    seed: Annotated[int, typer.Option(min=0, help="of the order of measurements")] = 0,
+    json: AsJson = False,
+) -> None:
+    """Measure this machine, and write a profile of it."""
+    if context.invoked_subcommand is not None:
+        return
+    from calibration import calibrate as library
+    from executor import job as execution
+    from executor.comm import progress as read_progress
+    from executor.plan import usual_progress
+    from simgd import catalogue
+    from simgd.units import nbytes
+
+    if backend not in ("mpi", "gloo"):
+        raise unknown("backend", backend, ["mpi", "gloo"])
+    if compute not in ("real", "emulated"):
+        raise unknown("compute", compute, ["real", "emulated"])
+    _check_suffix(out, (".json", ".json.gz"), "a profile is written as JSON")
+    if not out.parent.is_dir() or out.is_dir():
+        raise FileError(f"{out}: is a folder; name a file" if out.is_dir() else f"{out}: there is no such folder")
+    jobs = [_job(name, batch, seq_len, optimizer, "fp32", "fp32") for name in workload or []]
+    wanted = library.Wanted(
+        name=out.name.partition(".")[0],
+        backend=backend,  # type: ignore[arg-type]
+        workloads=[(job.workload, job.batch, job.tokens) for job in jobs],
+        optimizer=optimizer,
+        asleep=compute == "emulated",
+        progress=read_progress(progress) if progress is not None else usual_progress(backend, compute),  # type: ignore[arg-type]
+        cluster=catalogue.cluster(on) if on is not None else None,
+        largest_bytes=nbytes(largest),
+        seed=seed,
+    )
+    bar = _Bar(library.steps(wanted), "measurements")
+    order = execution.Order(
+        backend=backend,  # type: ignore[arg-type]
+        ranks=ranks,
+        out=out,
+        trace=None,
+        timeout_s=timeout,
+        arguments=_given,
+        say=lambda line: None if json else print(line, flush=True),
+        bar=bar,
+    )
+    found = execution.launched(order)
+    try:
+        made: Any = execution.run(library.task(wanted), order, found)
+    finally:
+        bar.stop()
+    if made is None or (found is not None and found.supervised):
+        return
+    if json:
+        _print_json(made)
+    else:
+        from simgd import showing
+
+        _print(showing.table(made))
+        _print(f"{out}; predict with --on {out}")
 
 
 @app.command()
@@ -529,6 +611,8 @@ def _plan(
     if compute != "real":
         times = prices.price(chosen).timing.ops
         seconds = {name: time.run_ps / PS_PER_S for name, time in times.items()}
+        # What a real iteration does besides its ops is spent as well.
+        seconds[chosen.ops[0].name] += prices.layers.rest_s
     return Plan(
         schedule=chosen,
         workload=job.workload,
@@ -546,10 +630,11 @@ def _plan(
 
 
 class _Bar:
-    """Shows how many of *steps* iterations are done: a progress bar, on a terminal only."""
+    """Shows how many of *steps* iterations, or whatever *what* says, are done: a progress bar, on a terminal only."""
 
-    def __init__(self, steps: int) -> None:
+    def __init__(self, steps: int, what: str = "iterations") -> None:
         self._steps = steps
+        self._what = what
         self._shown: Any = None
 
     def __call__(self, done: int) -> None:
@@ -560,7 +645,7 @@ class _Bar:
 
             columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
             self._shown = Progress(*columns, console=Console(stderr=True), transient=True)
-            self._shown.add_task("iterations", total=self._steps)
+            self._shown.add_task(self._what, total=self._steps)
             self._shown.start()
         if self._shown is not None:
             self._shown.update(self._shown.task_ids[0], completed=done)

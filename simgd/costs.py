@@ -178,6 +178,8 @@ class LayerCosts:
         self.job = job
         self.profile = profile
         self.device = profile.cluster.device
+        #: What an iteration takes besides layers, updates and copies, as measured.
+        self.rest_s = 0.0
         self._scale: Callable[[Direction], Estimate] | None = None
         self._table: dict[tuple[str, Direction], Estimate] = {}
         self._bound: dict[tuple[str, Direction], Bound] = {}
@@ -213,6 +215,8 @@ class LayerCosts:
         entry = self._entry(direction)
         if entry is None:
             return lambda layer: None
+        if direction == "forward":
+            self.rest_s = entry.rest_s
         ratio = 1.0
         if entry.direction != direction:
             split = self.profile.split

@@ -195,7 +195,7 @@ class _Pricing:
         return found
 
     def _op(self, op: Op, *, first: bool) -> OpTime:
-        issue_s = self.host.iteration if first else 0.0
+        issue_s = self.host.op + (self.host.iteration + self.prices.layers.rest_s if first else 0.0)
         job, profile = self.prices.job, self.prices.profile
         if any(dep.op in self.collectives for dep in op.after) and not self.alone:
             issue_s += self.host.wait
@@ -253,7 +253,8 @@ class _Pricing:
 
         They take a share of the core that is their own work over their time alone, on the average of the schedule.
         """
-        if self.alone or self.prices.profile.communication_work is None:
+        work = self.prices.profile.communication_work
+        if self.alone or work is None or not work.shares_core:
             return ONE
         sizes = [
             self.buckets[op.work.bucket].elements * WIRE_BYTES[op.work.wire]

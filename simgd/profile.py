@@ -5,6 +5,7 @@ how weak they are (`origin`), and the relative half-width of their 90 % interval
 later one wins, entry by entry; `key` says what an entry is about.
 """
 
+from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
 import msgspec
@@ -77,7 +78,10 @@ class StepTime(Entry, frozen=True, kw_only=True):
 
 
 class LayerTimes(Entry, frozen=True, kw_only=True):
-    """Device seconds of each layer's forward or backward pass; `batch` 0 means that the batch is unknown."""
+    """Device seconds of each layer's forward or backward pass; `batch` 0 means that the batch is unknown.
+
+    `rest_s` is what an iteration takes besides layers, updates and copies: data, loss, the loop.
+    """
 
     workload: str
     batch: int
@@ -85,10 +89,11 @@ class LayerTimes(Entry, frozen=True, kw_only=True):
     seconds: dict[str, float]
     dtype: Dtype = "fp32"
     tokens: int = 0
+    rest_s: float = 0.0
 
     def _check(self) -> None:
         where = f"{self.direction} times of {self.workload!r}"
-        check_not_negative(ProfileError, where, batch=self.batch, tokens=self.tokens)
+        check_not_negative(ProfileError, where, batch=self.batch, tokens=self.tokens, rest_s=self.rest_s)
         check_not_negative(ProfileError, where, **self.seconds)
         if not self.seconds:
             raise ProfileError(f"{where}: no layer has a time")
@@ -118,7 +123,7 @@ class Efficiency(Entry, frozen=True, kw_only=True):
 
 class Host(Entry, frozen=True, kw_only=True):
     """Seconds of host time to issue one forward or backward kernel, collective (with its hook), update or copy;
-    to return from a wait; and once an iteration (data, loss, loop)."""
+    to return from a wait; once an iteration (data, loss, loop); and for every op of the schedule (the runner's own)."""
 
     forward_kernel: float
     backward_kernel: float
@@ -127,6 +132,7 @@ class Host(Entry, frozen=True, kw_only=True):
     copy: float
     wait: float
     iteration: float
+    op: float = 0.0
 
     def _check(self) -> None:
         numbers = {name: getattr(self, name) for name in self.__struct_fields__ if name not in Entry.__struct_fields__}
@@ -356,14 +362,15 @@ class Interference(Entry, frozen=True, kw_only=True):
 
 
 class CommunicationWork(Entry, frozen=True, kw_only=True):
-    """Processor time that one collective takes from the rank's own core: ``call_s + nbytes * s_per_byte``.
+    """The library's own work on the processor for one collective: ``call_s + nbytes * s_per_byte``.
 
-    Where the rank computes meanwhile, its compute takes so much longer; over an idle link that has saved up a burst
-    the collective takes at least that long.
+    Where the rank computes on the same core meanwhile (`shares_core`), its compute takes so much longer; over an idle
+    link that has saved up a burst the collective takes at least that long.
     """
 
     call_s: float
     s_per_byte: float
+    shares_core: bool = True
 
     def _check(self) -> None:
         check_not_negative(ProfileError, "communication work", call_s=self.call_s, s_per_byte=self.s_per_byte)
@@ -398,16 +405,26 @@ class Execution(Entry, frozen=True, kw_only=True):
 
 
 class Jitter(Entry, frozen=True, kw_only=True):
-    """Spread of compute times: of one rank's iterations and between ranks, each the sigma of a log-normal factor
-    whose median is 1."""
+    """Spread of times. Of compute: of one rank's iterations and between ranks, each the sigma of a log-normal factor
+    whose median is 1.
+
+    Where it was measured, `iteration` and `communication` are the quantiles, at equal steps of probability from 0 to 1,
+    of the factor on a rank's compute and on one collective; they replace `iteration_sigma`.
+    """
 
     iteration_sigma: float = 0.0
     rank_sigma: float = 0.0
+    iteration: tuple[float, ...] = ()
+    communication: tuple[float, ...] = ()
 
     def _check(self) -> None:
         for name in ("iteration_sigma", "rank_sigma"):
             if not 0 <= getattr(self, name) <= 3:
                 raise ProfileError(f"jitter: {name} is {getattr(self, name)}; it must be from 0 to 3")
+        for name in ("iteration", "communication"):
+            factors = getattr(self, name)
+            if len(factors) == 1 or any(not 0 <= a <= b < float("inf") for a, b in pairwise(factors)):
+                raise ProfileError(f"jitter: {name} must be two quantiles or more, in order")
 
 
 class MemoryOverhead(Entry, frozen=True, kw_only=True):

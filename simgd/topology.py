@@ -60,11 +60,13 @@ class Link(Value, frozen=True, kw_only=True):
 class Interconnect(Value, frozen=True, kw_only=True):
     """What joins the NICs of all nodes: a fat tree without oversubscription, of switches with `ports` ports.
 
+    "memory" joins ranks that share one host.
+
     `bandwidth` is that of one NIC's cable in one direction; `latency` that of one cable with the switch behind it.
     A NIC that is shaped by a token bucket saves up to `burst` bytes while it is idle, which then pass at once.
     """
 
-    kind: Literal["infiniband", "ethernet"]
+    kind: Literal["infiniband", "ethernet", "memory"]
     bandwidth: Rate
     latency: Seconds
     ports: int = 36

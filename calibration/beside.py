@@ -1,0 +1,173 @@
+"""Times communication beside compute, and compute beside communication, on ranks that share a core with their library.
+
+Model
+    A rank starts an all-reduce and computes in short pieces of known time, looking at the collective after so many of
+    them, until it has ended. What the pieces took longer than alone is the library's own work on the core: so much a
+    call and so much a byte. A library that progresses only when it is looked at needs a number of looks that grows with
+    the message; rare looks, each later than the time of the whole message alone, show how many. A library with a
+    thread needs none, but its collectives may be slower beside compute than alone: that share is its progress.
+
+    A rank that sleeps instead of computing loses nothing; there only the share is measured.
+
+What it leaves out
+    Compute that is bound by memory is slowed by the library's copies more than by its time on the core.
+"""
+
+import threading
+import time
+from collections.abc import Sequence
+from statistics import median
+from typing import NamedTuple
+
+import numpy as np
+
+from calibration.messages import Key, Messages, Tick
+from executor.backends.protocol import Backend
+from executor.comm import Progress
+from executor.lanes import WAITING, Note
+
+#: Sizes of the all-reduces, and repeats of each case.
+SIZES = (2**15, 2**17, 2**18, 2**19, 2**20)
+REPEATS = 7
+
+#: Seconds of compute between two looks where the work on the core is measured.
+GAP_S = 0.5e-3
+
+
+class Beside(NamedTuple):
+    """What was found: `call_s + nbytes * s_per_byte` of the core for each collective; ``looks + nbytes / look_bytes``
+    looks (`look_bytes` 0: none are needed); and the share of its speed that a collective keeps."""
+
+    call_s: float
+    s_per_byte: float
+    looks: int
+    look_bytes: float
+    share: float
+
+
+class _Case(NamedTuple):
+    """One collective beside compute: its seconds, the compute's own seconds in it, and how often it was looked at."""
+
+    seconds: float
+    computed_s: float
+    looks: int
+
+
+class Neighbours:
+    """Runs all-reduces beside compute on one rank; *asleep* ranks leave their core idle."""
+
+    def __init__(self, backend: Backend, note: Note, messages: Messages, progress: Progress, *, asleep: bool) -> None:
+        self._backend = backend
+        self._note = note
+        self._messages = messages
+        self._progress = progress
+        self._asleep = asleep
+        self._left = np.ones((64, 64), np.float32)
+        self._right = np.ones((64, 64), np.float32)
+        self._into = np.empty((64, 64), np.float32)
+        self._piece_s = 0.0
+
+    def measure(self, alone_s: dict[int, float], empty: int, tick: Tick) -> Beside:
+        """Return what was found, the same on every rank; *alone_s* are the seconds of each of `SIZES` alone."""
+        polled = self._progress.every > 0
+        cases: dict[int, list[_Case]] = {nbytes: [] for nbytes in SIZES}
+        counts: dict[int, list[int]] = {nbytes: [] for nbytes in SIZES}
+        for _ in range(REPEATS):
+            for nbytes in SIZES:
+                begin = time.perf_counter()
+                cases[nbytes].append(self._slowest(self._beside(nbytes, GAP_S, empty)))
+                tick(f"all_reduce of {nbytes} B beside compute", time.perf_counter() - begin)
+        if polled:
+            for _ in range(2):
+                for nbytes in SIZES:
+                    begin = time.perf_counter()
+                    gap = max(1.2 * alone_s[nbytes], 4 * GAP_S)
+                    counts[nbytes].append(self._slowest(self._beside(nbytes, gap, empty)).looks)
+                    tick(f"looks at all_reduce of {nbytes} B", time.perf_counter() - begin)
+        call_s, s_per_byte = (0.0, 0.0) if self._asleep else _line(_stolen(cases))
+        looks, look_bytes = 0, 0.0
+        if polled:
+            first, each = _line({nbytes: float(median(found)) for nbytes, found in counts.items()})
+            if each > 0:
+                looks, look_bytes = round(first), 1 / each
+        share = 1.0
+        if not polled:
+            kept = [alone_s[nbytes] / median(case.seconds for case in cases[nbytes]) for nbytes in SIZES[1:]]
+            share = min(1.0, median(kept))
+        return Beside(call_s, s_per_byte, looks, look_bytes, share)
+
+    def _slowest(self, own: _Case) -> _Case:
+        found: list[_Case] = [_Case(*each) for each in self._backend.exchange(tuple(own))]
+        return max(found, key=lambda case: case.seconds)
+
+    def _compute(self, seconds: float) -> float:
+        """Compute, or sleep, for about so long, and return how long that would have taken alone."""
+        if self._asleep:
+            time.sleep(seconds)
+            return seconds
+        pieces = max(1, round(seconds / self._piece_s))
+        for _ in range(pieces):
+            np.matmul(self._left, self._right, out=self._into)
+        return pieces * self._piece_s
+
+    def _time_piece(self) -> None:
+        """Note what a piece takes alone, just now."""
+        found = []
+        for _ in range(5):
+            begin = time.perf_counter()
+            for _ in range(50):
+                np.matmul(self._left, self._right, out=self._into)
+            found.append((time.perf_counter() - begin) / 50)
+        self._piece_s = median(found)
+
+    def _beside(self, nbytes: int, gap_s: float, empty: int) -> _Case:
+        self._note.at(WAITING)
+        self._backend.barrier()
+        if not self._asleep:
+            self._time_piece()
+        self._backend.barrier()
+        if empty:
+            self._messages.once_s(Key("all_reduce", empty))
+        self._messages.once_s(Key("all_reduce", nbytes))
+        begin = time.perf_counter()
+        pending = self._messages.start("all_reduce", self._messages.buffer(nbytes))
+        ended = [0.0]
+        waiter = None
+        if self._progress.thread:
+
+            def wait() -> None:
+                pending.wait()
+                ended[0] = time.perf_counter()
+
+            waiter = threading.Thread(target=wait, daemon=True)
+            waiter.start()
+        computed, looks = 0.0, 0
+        while True:
+            computed += self._compute(gap_s)
+            looks += 1
+            if not waiter.is_alive() if waiter is not None else pending.done():
+                break
+        now = time.perf_counter()
+        pending.wait()
+        return _Case((ended[0] or now) - begin, computed + (0.0 if not ended[0] else ended[0] - now), looks)
+
+
+def _stolen(cases: dict[int, list[_Case]]) -> dict[int, float]:
+    return {
+        nbytes: max(0.0, median(case.seconds - case.computed_s for case in found)) for nbytes, found in cases.items()
+    }
+
+
+def _line(values: dict[int, float]) -> tuple[float, float]:
+    """Return intercept and slope by size, neither below 0, that suit the relative errors of *values* best."""
+    from scipy.optimize import nnls
+
+    sizes: Sequence[int] = list(values)
+    found = np.array([values[nbytes] for nbytes in sizes])
+    if not found.any():
+        return 0.0, 0.0
+    weights = 1 / np.maximum(found, 0.05 * found.max())
+    scale = float(max(sizes))
+    columns = np.stack([np.ones(len(sizes)), np.array(sizes) / scale], axis=1)
+    (first, slope), _ = nnls(columns * weights[:, None], found * weights)
+    return float(first), float(slope) / scale

@@ -1,0 +1,171 @@
+"""Times what a rank does by itself: the passes of each layer, updates, copies, and what the loop around them costs.
+
+Model
+    Schedules run with communication left out, on all ranks at once, since ranks of one node share caches and memory.
+    They run in turns of a few iterations, in a random order, so that a slow phase of the machine falls on all alike.
+    An op takes the median of its durations in place; of the ranks the one counts whose iterations take longest. A pass
+    of a layer is the same op in every schedule. An update takes so much a call, a tensor and an element, a copy so much
+    a call and a byte, and what is left of an iteration belongs to the loop: so much an iteration and an op.
+
+What it leaves out
+    Ranks that differ. Work that a schedule adds to a pass besides its own (none of the named ones does).
+"""
+
+import random
+import time
+from collections.abc import Sequence
+from statistics import median
+from typing import NamedTuple
+
+import numpy as np
+
+from calibration.messages import Tick
+from executor.backends.protocol import Backend
+from executor.lanes import WAITING, Note
+from executor.plan import Plan
+from executor.rank import Rank
+from simgd.profile import Host, LayerTimes, MemoryRate, UpdateTime
+from simgd.schedule import Backward, Forward, Map, Schedule, Update
+
+#: Iterations of one turn, of which the first ones are left out, and turns of each schedule.
+STEPS, WARM_UP = 8, 2
+TURNS = 8
+
+#: Turns that are made however long they take.
+LEAST_TURNS = 3
+
+
+class Local(NamedTuple):
+    """What local work costs, as entries of a profile, and each iteration's time over the median of its schedule.
+
+    `residual` is the share of the updates' time by which their costs by call, tensor and element miss it.
+    """
+
+    layers: tuple[LayerTimes, ...]
+    update: UpdateTime | None
+    memory: MemoryRate | None
+    host: Host
+    factors: list[float]
+    residual: float
+
+
+class _Turns:
+    """One schedule on one rank, and what its ops took, by op, in seconds."""
+
+    def __init__(self, plan: Plan, backend: Backend, note: Note) -> None:
+        self.rank = Rank(plan, backend, note)
+        self.plan = plan
+        self.durations: list[list[float]] = [[] for _ in plan.schedule.ops]
+        self.iterations: list[float] = []
+
+    def run(self) -> None:
+        """Run a few iterations and note those behind the warm-up."""
+        recorder = self.rank.recorder(1)
+        lanes = self.rank.lanes(recorder, traced=0, communicating=False)
+        steps = STEPS + WARM_UP
+        self.rank.interpreter(lanes).run(steps, lambda iteration: None)
+        self.iterations += lanes.iterations_s()[WARM_UP:steps]
+        for k, found in enumerate(recorder.durations_ns):
+            self.durations[k] += [ns * 1e-9 for iteration, ns in found if WARM_UP <= iteration < steps]
+
+    def summary(self) -> tuple[list[float], float, list[float]]:
+        """Return the median of each op, of the iterations, and each iteration over that."""
+        middle = median(self.iterations)
+        ops = [median(found) if found else 0.0 for found in self.durations]
+        return ops, middle, [each / middle for each in self.iterations]
+
+
+def measure(plans: Sequence[Plan], backend: Backend, note: Note, *, granted_s: float, source: str, tick: Tick) -> Local:
+    """Return what local work costs, the same on every rank; the *plans* differ in their schedules only."""
+    draw = random.Random(0)
+    turns = [_Turns(plan, backend, note) for plan in plans]
+    begin = time.perf_counter()
+    for number in range(TURNS):
+        note.at(WAITING)
+        spent = backend.exchange(time.perf_counter() - begin)[0]
+        if number >= LEAST_TURNS and spent > granted_s:
+            break
+        for each in draw.sample(turns, len(turns)):
+            started = time.perf_counter()
+            note.at(WAITING)
+            backend.barrier()
+            each.run()
+            tick(f"{each.plan.workload.name}, {each.plan.schedule.name}", time.perf_counter() - started)
+    found = backend.exchange([each.summary() for each in turns])
+    slowest = max(found, key=lambda own: sum(middle for _, middle, _ in own))
+    factors = [factor for own in found for _, _, each in own for factor in each]
+    return _local([plan.schedule for plan in plans], slowest, plans[0], source, factors)
+
+
+def _local(
+    schedules: Sequence[Schedule],
+    found: Sequence[tuple[list[float], float, list[float]]],
+    plan: Plan,
+    source: str,
+    factors: list[float],
+) -> Local:
+    about = {"origin": "measured", "source": source}
+    job = {"workload": plan.workload.name, "batch": plan.batch, "tokens": plan.tokens}
+    forward: dict[str, list[float]] = {}
+    backward: dict[str, list[float]] = {}
+    updates: list[tuple[float, float, float, float]] = []
+    copies: list[tuple[float, float, float]] = []
+    loops: list[tuple[float, float, float]] = []
+    for schedule, (ops, middle, _) in zip(schedules, found, strict=True):
+        buckets = {bucket.name: bucket for bucket in schedule.buckets}
+        for op, seconds in zip(schedule.ops, ops, strict=True):
+            match op.work:
+                case Forward(layers=(layer,)):
+                    forward.setdefault(layer, []).append(seconds)
+                case Backward(layers=(layer,)):
+                    backward.setdefault(layer, []).append(seconds)
+                case Update(bucket=name):
+                    bucket = buckets[name]
+                    updates.append((1.0, len(bucket.slices), bucket.elements, seconds))
+                case Map(bucket=name):
+                    copies.append((1.0, 8.0 * buckets[name].elements, seconds))
+                case _:
+                    pass
+        local = [seconds for seconds in ops if seconds]
+        loops.append((1.0, len(schedule.ops), max(0.0, middle - sum(local))))
+    iteration, op_s = _least([row[:-1] for row in loops], [row[-1] for row in loops])
+    asleep = plan.compute != "real"
+    passes = [
+        LayerTimes(
+            **about,  # type: ignore[arg-type]
+            **job,  # type: ignore[arg-type]
+            direction=direction,  # type: ignore[arg-type]
+            seconds={name: median(s) for name, s in times.items()},
+            rest_s=iteration if direction == "forward" else 0.0,
+        )
+        for direction, times in (("forward", forward), ("backward", backward))
+    ]
+    update = memory = None
+    residual = 0.0
+    if updates:
+        call, tensor, element = _least([row[:-1] for row in updates], [row[-1] for row in updates])
+        update = UpdateTime(**about, optimizer=plan.optimizer, call_s=call, tensor_s=tensor, element_s=element)  # type: ignore[arg-type]
+        total = sum(row[-1] for row in updates)
+        missed = sum(abs(call + row[1] * tensor + row[2] * element - row[-1]) for row in updates)
+        residual = missed / total if total else 0.0
+    if copies:
+        kernel, each = _least([row[:-1] for row in copies], [row[-1] for row in copies])
+        if each > 0:
+            memory = MemoryRate(**about, bytes_per_s=1 / each, kernel=kernel)  # type: ignore[arg-type]
+    nothing = dict.fromkeys(("forward_kernel", "backward_kernel", "collective", "update", "copy", "wait"), 0.0)
+    # A rank that sleeps has no passes of its own: what it spends comes from the profile of one that computes.
+    host = Host(**about, **nothing, iteration=iteration if asleep else 0.0, op=op_s)  # type: ignore[arg-type]
+    if asleep:
+        return Local((), None, None, host, factors, 0.0)
+    return Local(tuple(passes), update, memory, host, factors, residual)
+
+
+def _least(rows: Sequence[Sequence[float]], seconds: Sequence[float]) -> list[float]:
+    """Return what one of each column costs, none below 0: least squares of the seconds that the rows take."""
+    from scipy.optimize import nnls
+
+    columns, target = np.array(rows), np.array(seconds)
+    scale = columns.max(axis=0)
+    scale[scale == 0] = 1.0
+    found, _ = nnls(columns / scale, target)
+    return [float(each) for each in found / scale]
