@@ -1,11 +1,13 @@
 """Times communication beside compute, and compute beside communication, on ranks that share a core with their library.
 
 Model
-    A rank starts an all-reduce and computes in short pieces of known time, looking at the collective after so many of
-    them, until it has ended. What the pieces took longer than alone is the library's own work on the core: so much a
-    call and so much a byte. A library that progresses only when it is looked at needs a number of looks that grows with
-    the message; rare looks, each later than the time of the whole message alone, show how many. A library with a
-    thread needs none, but its collectives may be slower beside compute than alone: that share is its progress.
+    A rank starts an all-reduce and computes in short pieces, looking at the collective after so many of them, until it
+    has ended; then it computes the same once more, alone. What it took longer beside the collective is the library's
+    own work on the core: so much a call and so much a byte.
+
+    A library that progresses only when it is looked at needs a number of looks that grows with the message; rare looks,
+    each later than the time of the whole message alone, show how many. A library with a thread needs none, but its
+    collectives may be slower beside compute than alone: the share of their speed that they keep is their progress.
 
     A rank that sleeps instead of computing loses nothing; there only the share is measured.
 
@@ -46,10 +48,10 @@ class Beside(NamedTuple):
 
 
 class _Case(NamedTuple):
-    """One collective beside compute: its seconds, the compute's own seconds in it, and how often it was looked at."""
+    """One collective beside compute: its seconds, what the compute took longer than alone, how often one looked."""
 
     seconds: float
-    computed_s: float
+    stolen_s: float
     looks: int
 
 
@@ -65,7 +67,6 @@ class Neighbours:
         self._left = np.ones((64, 64), np.float32)
         self._right = np.ones((64, 64), np.float32)
         self._into = np.empty((64, 64), np.float32)
-        self._piece_s = 0.0
 
     def measure(self, alone_s: dict[int, float], empty: int, tick: Tick) -> Beside:
         """Return what was found, the same on every rank; *alone_s* are the seconds of each of `SIZES` alone."""
@@ -100,62 +101,57 @@ class Neighbours:
         found: list[_Case] = [_Case(*each) for each in self._backend.exchange(tuple(own))]
         return max(found, key=lambda case: case.seconds)
 
-    def _compute(self, seconds: float) -> float:
-        """Compute, or sleep, for about so long, and return how long that would have taken alone."""
-        if self._asleep:
-            time.sleep(seconds)
-            return seconds
-        pieces = max(1, round(seconds / self._piece_s))
+    def _compute(self, pieces: int) -> None:
         for _ in range(pieces):
             np.matmul(self._left, self._right, out=self._into)
-        return pieces * self._piece_s
 
-    def _time_piece(self) -> None:
-        """Note what a piece takes alone, just now."""
-        found = []
-        for _ in range(5):
-            begin = time.perf_counter()
-            for _ in range(50):
-                np.matmul(self._left, self._right, out=self._into)
-            found.append((time.perf_counter() - begin) / 50)
-        self._piece_s = median(found)
+    def _pieces_of(self, seconds: float) -> int:
+        """Return how many pieces take about so long."""
+        begin = time.perf_counter()
+        self._compute(50)
+        return max(1, round(seconds / (time.perf_counter() - begin) * 50))
 
     def _beside(self, nbytes: int, gap_s: float, empty: int) -> _Case:
         self._note.at(WAITING)
-        self._backend.barrier()
-        if not self._asleep:
-            self._time_piece()
+        pieces = 0 if self._asleep else self._pieces_of(gap_s)
         self._backend.barrier()
         if empty:
             self._messages.once_s(Key("all_reduce", empty))
         self._messages.once_s(Key("all_reduce", nbytes))
         begin = time.perf_counter()
         pending = self._messages.start("all_reduce", self._messages.buffer(nbytes))
-        ended = [0.0]
+        ended: list[float] = []
         waiter = None
         if self._progress.thread:
 
             def wait() -> None:
                 pending.wait()
-                ended[0] = time.perf_counter()
+                ended.append(time.perf_counter())
 
             waiter = threading.Thread(target=wait, daemon=True)
             waiter.start()
-        computed, looks = 0.0, 0
-        while True:
-            computed += self._compute(gap_s)
+        looks, has_ended = 0, False
+        while not has_ended:
+            if self._asleep:
+                time.sleep(gap_s)
+            else:
+                self._compute(pieces)
             looks += 1
-            if not waiter.is_alive() if waiter is not None else pending.done():
-                break
-        now = time.perf_counter()
+            has_ended = pending.done() if waiter is None else not waiter.is_alive()
+        seen = time.perf_counter()
         pending.wait()
-        return _Case((ended[0] or now) - begin, computed + (0.0 if not ended[0] else ended[0] - now), looks)
+        stolen_s = 0.0
+        if not self._asleep:
+            # Nobody else communicates now, or their library would still take this core.
+            self._backend.barrier()
+            again = time.perf_counter()
+            self._compute(looks * pieces)
+            stolen_s = (seen - begin) - (time.perf_counter() - again)
+        return _Case((ended[0] if ended else seen) - begin, stolen_s, looks)
 
 
 def _stolen(cases: dict[int, list[_Case]]) -> dict[int, float]:
-    return {
-        nbytes: max(0.0, median(case.seconds - case.computed_s for case in found)) for nbytes, found in cases.items()
-    }
+    return {nbytes: max(0.0, median(case.stolen_s for case in found)) for nbytes, found in cases.items()}
 
 
 def _line(values: dict[int, float]) -> tuple[float, float]:

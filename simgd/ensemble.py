@@ -63,9 +63,11 @@ def ensemble(
     timing: Timing,
     *,
     slowdowns: npt.NDArray[np.float64],
+    stretches: npt.NDArray[np.float64] | None = None,
     keep_ops: bool = False,
 ) -> Ensemble:
-    """Return when the iterations end from a cold start; ``slowdowns[iteration, rank]`` multiplies local work.
+    """Return when the iterations end from a cold start; ``slowdowns[iteration, rank]`` multiplies local work, and
+    ``stretches[iteration, op]`` the time alone of collectives.
 
     Raises ScheduleError if several collectives may be in flight, or if an op can never start; ValueError for slow-downs
     of another shape, below 0, or so large that times might not fit 64 bits.
@@ -84,11 +86,13 @@ def ensemble(
         )
     program = Program(schedule, derived, timing)
     smallest, largest = float(slowdowns.min()), float(slowdowns.max())
+    if stretches is not None:
+        smallest, largest = min(smallest, float(stretches.min())), max(largest, float(stretches.max()))
     if not (smallest >= 0 and _longest(program, largest) * len(slowdowns) < 2**63):
         raise ValueError(
             f"slowdowns are from {smallest:g} to {largest:g}; they must be 0 or more, and times fit 64 bits"
         )
-    return _Ranks(program, slowdowns, keep_ops).run()
+    return _Ranks(program, slowdowns, stretches, keep_ops).run()
 
 
 def _longest(program: Program, factor: float) -> float:
@@ -158,9 +162,16 @@ class _Moves:
 class _Ranks:
     """All ranks, and how far each lane of them is known."""
 
-    def __init__(self, program: Program, slowdowns: npt.NDArray[np.float64], keep_ops: bool) -> None:
+    def __init__(
+        self,
+        program: Program,
+        slowdowns: npt.NDArray[np.float64],
+        stretches: npt.NDArray[np.float64] | None,
+        keep_ops: bool,
+    ) -> None:
         self.program = program
         self.slowdowns = slowdowns
+        self.stretches = stretches
         self.iterations, self.ranks = slowdowns.shape
         # Nodes: the run of op k, its issue (size + k), and the begin of an iteration's issuing
         self.size, self.begin = program.size, 2 * program.size
@@ -268,8 +279,11 @@ class _Ranks:
     def settle(self, iteration: int, k: int) -> None:
         """Find when collective *k* ends; everything before it in the comm lane has been settled."""
         program = self.program
-        begin = int(self.start("comm").end.max()) + program.latency[k]
-        work = program.run[k] - program.latency[k]
+        latency, work = program.latency[k], program.run[k] - program.latency[k]
+        if self.stretches is not None and iteration < self.iterations:
+            factor = float(self.stretches[iteration, k])
+            latency, work = round(latency * factor), round(work * factor)
+        begin = int(self.start("comm").end.max()) + latency
         end = begin + work
         if work:
             latest = begin - (-work * program.unit // program.pace[self.most])

@@ -3,9 +3,12 @@
 Precedence, from strong to weak
     1. A curve measured for the same kind, ranks and nodes: model x g, where g = measured / model is linear in log bytes
        between the points and held beyond the ends (marked `extrapolated` there).
-    2. A fit, linear in bytes by segments, for the same kind, ranks and nodes, likewise as a ratio to the model.
-    3. Curves for other numbers of ranks on as many nodes (or with one rank on each node): g linear in log ranks,
-       held beyond the ends; marked.
+    2. A fit, linear in bytes by segments, for the same kind, ranks and nodes, likewise as a ratio to the model. Fits
+       taken at several rates of the interconnect give the time at another rate: a message costs work of the host and
+       its bytes over the rate, so time is linear in 1/rate between the two nearest ones ("modelled"). Beyond them both
+       parts go on, neither below 0; marked.
+    3. Curves and fits for other numbers of ranks on as many nodes (or with one rank on each node): g linear in log
+       ranks, held beyond the ends; marked.
     4. For reduce-scatter and all-gather, the g of the all-reduce (the same rings serve both, so that schedules that
        differ in kind stay comparable); marked.
     5. The model (`collectives` on what `fabrics` finds) with the profile's rates: origin "modelled".
@@ -124,7 +127,9 @@ class Network:
     _prepared: dict[tuple[CollectiveKind, int, tuple[int, ...] | None], _Prepared] = field(
         default_factory=dict, repr=False
     )
-    _fabrics: dict[tuple[int, tuple[int, ...] | None, bool], fabrics.Fabric] = field(default_factory=dict, repr=False)
+    _fabrics: dict[tuple[int, tuple[int, ...] | None, tuple[tuple[str, float], ...] | None], fabrics.Fabric] = field(
+        default_factory=dict, repr=False
+    )
 
     def __post_init__(self) -> None:
         """Refuse factors that no link could have."""
@@ -149,7 +154,7 @@ class Network:
 
     def fabric(self, ranks: int, devices: tuple[int, ...] | None = None) -> fabrics.Fabric:
         """Return what the links between the places of *ranks* offer, with this network's `link_scale`."""
-        return self._fabric(ranks, devices, scaled=True)
+        return self._fabric(ranks, devices)
 
     def spread(self, ranks: int, nodes: int) -> tuple[int, ...] | None:
         """Return the devices of *ranks* dealt out evenly to *nodes*; None if the cluster cannot hold them so."""
@@ -159,14 +164,18 @@ class Network:
             return None
         return tuple(node * per_node + device for node in range(nodes) for device in range(ranks // nodes))
 
-    def _fabric(self, ranks: int, devices: tuple[int, ...] | None, *, scaled: bool) -> fabrics.Fabric:
-        key = (ranks, devices, scaled)
+    def _fabric(
+        self, ranks: int, devices: tuple[int, ...] | None, scale: Mapping[str, float] | None = None
+    ) -> fabrics.Fabric:
+        """Return what links offer: those of this cluster, or with *scale* those that the profile was made on, made
+        faster by these factors."""
+        key = (ranks, devices, None if scale is None else tuple(scale.items()))
         found = self._fabrics.get(key)
         if found is None:
             rates = {entry.kind: entry.bytes_per_s for entry in self.profile.links}
             places = fabrics.placement(self.cluster, ranks, devices)
-            found = fabrics.fabric(self.cluster, places, rates, self._scale() if scaled else None)
-            if scaled:
+            found = fabrics.fabric(self.cluster, places, rates, self._scale() if scale is None else scale)
+            if scale is None:
                 later = self._later(found.inside)
                 net = self.cluster.interconnect.kind if self.cluster.interconnect is not None else ""
                 found = replace(
@@ -187,10 +196,18 @@ class Network:
         here, there = nominal(self.cluster), nominal(self.profile.cluster)
         return here[kind][1] - there[kind][1] if kind in here and kind in there else 0.0
 
-    def _moved(self) -> bool:
-        """Say whether links of this cluster differ nominally from those that the profile was made on."""
+    def _moved(self, at: Mapping[str, float] | None = None) -> bool:
+        """Say whether links of this cluster differ nominally from those that costs were measured on: the profile's,
+        but for the rates *at* which kinds of links ran."""
         here, there = nominal(self.cluster), nominal(self.profile.cluster)
-        return any(here[kind] != there[kind] for kind in here if kind in there)
+        at = at or {}
+        return any(
+            here[kind] != there[kind]
+            if kind not in at
+            else here[kind][1] != there[kind][1] or not _same_rate(here[kind][0], at[kind])
+            for kind in here
+            if kind in there
+        )
 
     def _demand(self, call: Call) -> Demand:
         kind, nbytes, ranks, devices = call
@@ -215,12 +232,12 @@ class Network:
         )
 
     def _prepare(self, kind: CollectiveKind, ranks: int, devices: tuple[int, ...] | None) -> _Prepared:
-        fabric = self._fabric(ranks, devices, scaled=True)
+        fabric = self._fabric(ranks, devices)
         if ranks == 1:
             nothing = Cost(0.0, 0.0, "none")
             exactly = _Ratio(1.0, "measured", 0.0, False)
             return _Prepared(lambda nbytes: nothing, lambda nbytes: exactly, fabric.path)
-        model, origin = self._model(kind, ranks, devices, scaled=True)
+        model, origin = self._model(kind, ranks, devices)
         correction = None
         # a measured curve speaks of the first devices of each node, not of any that a user picks
         if devices is None or devices == self.spread(ranks, fabric.nodes):
@@ -230,20 +247,21 @@ class Network:
             gpu = self.cluster.device.kind == "gpu"
             doubt = LATENCY_DOUBT if gpu and origin == "modelled" else 0.0
             return _Prepared(model, lambda nbytes: plain, fabric.path, doubt)
-        if self._moved():
-            found = correction
-            return _Prepared(model, lambda nbytes: _weaker(found(nbytes)), fabric.path)
         return _Prepared(model, correction, fabric.path)
 
     def _model(
-        self, kind: CollectiveKind, ranks: int, devices: tuple[int, ...] | None, *, scaled: bool
+        self,
+        kind: CollectiveKind,
+        ranks: int,
+        devices: tuple[int, ...] | None,
+        scale: Mapping[str, float] | None = None,
     ) -> tuple[_Model, Origin]:
-        """Return the model's cost by message size, and its origin."""
+        """Return the model's cost by message size, and its origin; *scale* as for `_fabric`."""
         library = self.profile.library
-        fabric = self._fabric(ranks, devices, scaled=scaled)
+        fabric = self._fabric(ranks, devices, scale)
         if library.name == "nccl" if library is not None else self.cluster.device.kind == "gpu":
             return self._nccl(kind, fabric)
-        return self._mpi(kind, fabric, self._scale() if scaled else {})
+        return self._mpi(kind, fabric, self._scale() if scale is None else scale)
 
     def _nccl(self, kind: CollectiveKind, fabric: fabrics.Fabric) -> tuple[_Model, Origin]:
         library = self.profile.library
@@ -274,19 +292,17 @@ class Network:
 
     def _correction(self, kind: CollectiveKind, ranks: int, nodes: int) -> _Correction | None:
         """Return measured / modelled by message size, from the strongest entry that the profile has; see above."""
-        entries: tuple[Curve | Fit, ...] = (*self.profile.curves, *self.profile.fits)
-        for entry in entries:
-            if (entry.kind, entry.ranks, entry.nodes) == (kind, ranks, nodes):
-                base = self._model(kind, ranks, self.spread(ranks, nodes), scaled=False)[0]
-                return _curve_ratio(entry, base) if isinstance(entry, Curve) else _fit_ratio(entry, base)
+        exact = self._measured(kind, ranks, nodes)
+        if exact is not None:
+            return exact
         others: dict[int, _Correction] = {}
-        for curve in sorted(self.profile.curves, key=lambda curve: curve.ranks):
-            alike = curve.nodes == nodes or (ranks == nodes and curve.ranks == curve.nodes)
-            if curve.kind == kind and curve.ranks > 1 and alike:
-                devices = self.spread(curve.ranks, curve.nodes)
-                if devices is not None:
-                    base = self._model(kind, curve.ranks, devices, scaled=False)[0]
-                    others[curve.ranks] = _curve_ratio(curve, base)
+        entries: tuple[Curve | Fit, ...] = (*self.profile.fits, *self.profile.curves)
+        for entry in sorted(entries, key=lambda entry: entry.ranks):
+            alike = entry.nodes == nodes or (ranks == nodes and entry.ranks == entry.nodes)
+            if entry.kind == kind and entry.ranks > 1 and alike:
+                other = self._measured(kind, entry.ranks, entry.nodes)
+                if other is not None:
+                    others[entry.ranks] = other
         if others:
             return _between_ranks(list(others.items()), ranks)
         if kind in ("reduce_scatter", "all_gather"):
@@ -294,6 +310,74 @@ class Network:
             if same is not None:
                 return lambda nbytes: _weaker(same(nbytes))
         return None
+
+    def _measured(self, kind: CollectiveKind, ranks: int, nodes: int) -> _Correction | None:
+        """Return measured / modelled of exactly this call, where it was measured and the cluster can hold it."""
+        about, devices = (kind, ranks, nodes), self.spread(ranks, nodes)
+        if devices is None:
+            return None
+        for curve in self.profile.curves:
+            if (curve.kind, curve.ranks, curve.nodes) == about:
+                ratio = _curve_ratio(curve, self._model(kind, ranks, devices, {})[0])
+                return _weakened(ratio) if self._moved() else ratio
+        fits = [fit for fit in self.profile.fits if (fit.kind, fit.ranks, fit.nodes) == about]
+        return self._fitted(kind, ranks, devices, fits) if fits else None
+
+    def _fitted(
+        self, kind: CollectiveKind, ranks: int, devices: tuple[int, ...], fits: Sequence[Fit]
+    ) -> _Correction:
+        """Return fitted / modelled time of fits of one call, which were taken at one rate of the interconnect or more.
+
+        The model below the fraction runs at the rate that its numerator speaks of, so that what comes out at that rate
+        is what was fitted.
+        """
+        net, origin = self.cluster.interconnect, self.profile.cluster.interconnect
+        if net is None or origin is None or fits[0].nodes == 1:
+            ratio = _ratio_to(fits[-1], self._model(kind, ranks, devices, {})[0])
+            return _weakened(ratio) if self._moved() else ratio
+        there = float(origin.bandwidth)
+        at: dict[float, Fit] = {}
+        for fit in fits:
+            rate = fit.link_bytes_per_s or there
+            at[next((known for known in at if _same_rate(known, rate)), rate)] = fit
+        wanted = float(net.bandwidth) * self.link_scale.get(net.kind, 1.0)
+        rates = sorted(at)
+        exact = [rate for rate in rates if _same_rate(rate, wanted)]
+        if exact or len(rates) == 1:
+            rate = (exact or rates)[0]
+            ratio = _ratio_to(at[rate], self._model(kind, ranks, devices, {net.kind: rate / there})[0])
+            # What a made-up `link_scale` does to a link follows from the model, and is no other place.
+            moved = self._moved({net.kind: rate if len(rates) == 1 else float(net.bandwidth)})
+            return _weakened(ratio) if moved else ratio
+        place = min(max(bisect_right(rates, wanted), 1), len(rates) - 1)
+        slow, fast = rates[place - 1], rates[place]
+        base = self._model(kind, ranks, devices, {net.kind: wanted / there})[0]
+        ratio = _between_rates((slow, at[slow]), (fast, at[fast]), wanted, base)
+        inside = slow < wanted < fast and not self._moved({net.kind: float(net.bandwidth)})
+        return ratio if inside else _weakened(ratio)
+
+
+def _same_rate(a: float, b: float) -> bool:
+    return math.isclose(a, b, rel_tol=1e-3)
+
+
+def at_rate(slow: tuple[float, float], fast: tuple[float, float], bytes_per_s: float) -> float:
+    """Return the time of a message over a link of *bytes_per_s*, from two (rate, seconds): linear in 1/rate.
+
+    Beyond the two rates neither the host's part nor the link's is let below 0, as noise of nearly equal times would.
+
+    >>> at_rate((1e8, 5.0), (2e8, 3.0), 4e8)  # 1 s of the host, and 4e8 bytes
+    2.0
+    >>> at_rate((1e8, 5.0), (2e8, 2.0), 4e8)  # -1 s of the host is none
+    1.0
+    """
+    (low, at_low_s), (high, at_high_s) = slow, fast
+    link = (at_low_s - at_high_s) / (1 / low - 1 / high)
+    if low <= bytes_per_s <= high:
+        return at_high_s + link * (1 / bytes_per_s - 1 / high)
+    rate, near_s = slow if bytes_per_s < low else fast
+    ends = near_s, near_s * rate / bytes_per_s
+    return min(max(near_s + link * (1 / bytes_per_s - 1 / rate), min(ends)), max(ends))
 
 
 def _curve_ratio(curve: Curve, base: _Model) -> _Correction:
@@ -316,7 +400,7 @@ def _curve_ratio(curve: Curve, base: _Model) -> _Correction:
     return ratio
 
 
-def _fit_ratio(fit: Fit, base: _Model) -> _Correction:
+def _ratio_to(fit: Fit, base: _Model) -> _Correction:
     """Return g of a fit, which says that it is stretched outside the sizes that it was measured at."""
     least, most = fit.range
 
@@ -325,6 +409,25 @@ def _fit_ratio(fit: Fit, base: _Model) -> _Correction:
         return found if least <= nbytes <= most else _weaker(found)
 
     return ratio
+
+
+def _between_rates(slow: tuple[float, Fit], fast: tuple[float, Fit], rate: float, base: _Model) -> _Correction:
+    """Return g at a *rate* of the interconnect, from fits at two others; *base* is the model at that rate."""
+    (low, at_low), (high, at_high) = slow, fast
+    about = weakest("modelled", at_low.origin, at_high.origin), max(at_low.uncertainty, at_high.uncertainty)
+    least, most = (max(at_low.range[0], at_high.range[0]), min(at_low.range[1], at_high.range[1]))
+
+    def ratio(nbytes: float) -> _Ratio:
+        seconds = at_rate((low, at_low.seconds(nbytes)), (high, at_high.seconds(nbytes)), rate)
+        found = _Ratio(seconds / base(nbytes).seconds, *about, False)
+        return found if least <= nbytes <= most else _weaker(found)
+
+    return ratio
+
+
+def _weakened(ratio: _Correction) -> _Correction:
+    """Mark a ratio for every size."""
+    return lambda nbytes: _weaker(ratio(nbytes))
 
 
 def _between_ranks(ratios: Sequence[tuple[int, _Correction]], ranks: int) -> _Correction:

@@ -1,30 +1,45 @@
 """How iterations spread when compute times jitter: in closed form, or simulated with drawn noise.
 
 Model
-    A profile's jitter is two log-normal factors on a rank's compute, each with median 1: one drawn for every iteration
-    and one for a whole run. In closed form an iteration is as slow as the slowest of p ranks, as if all of it were
-    compute: the slowest of p factors lies below x with probability F(x)**p; runs' medians spread around its middle
-    only as far as ranks differ. Simulated, the factors are drawn from a seeded generator, and slack hides what it
-    really hides.
+    Compute of a rank takes a factor, drawn for every iteration and once for a whole run; a collective takes one of its
+    own. Factors have median 1: log-normal ones, or quantiles as they were measured. In closed form an iteration is as
+    slow as the slowest of p ranks, as if all of it were compute: the slowest of p factors lies below x with probability
+    F(x)**p; runs' medians spread around its middle only as far as ranks differ. Simulated, the factors are drawn from a
+    seeded generator, and slack hides what it really hides.
+
+What it leaves out
+    Slow phases: factors of one run are independent of each other.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import TYPE_CHECKING
 
 from simgd.profile import Jitter
 from simgd.schedule import Schedule
 from simgd.soundness import Derived
 from simgd.timing import Timing
 
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
 #: A simulated spread: so many runs, each of so many iterations after the warm-up.
-RUNS, ITERATIONS, WARM_UP = 8, 12, 3
+RUNS, ITERATIONS, WARM_UP = 8, 16, 3
+
+#: What an interval of 90 % and its middle are.
+PARTS = (0.05, 0.5, 0.95)
+
+#: Up to so many ranks each is simulated by itself; more of them as arrays.
+FEW_RANKS = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spread:
-    """Factors on the noiseless period: 5 % and 95 % quantiles of one iteration, and of a run's median."""
+    """Factors on the noiseless period: 5 %, 50 % and 95 % quantiles of one iteration; 5 and 95 % of a run's median."""
 
+    middle: float = 1.0
     low: float = 1.0
     high: float = 1.0
     median_low: float = 1.0
@@ -35,21 +50,40 @@ def closed_form(jitter: Jitter | None, ranks: int) -> Spread:
     """Return the spread of the slowest of *ranks* ranks.
 
     >>> closed_form(None, 8)
-    Spread(low=1.0, high=1.0, median_low=1.0, median_high=1.0)
+    Spread(middle=1.0, low=1.0, high=1.0, median_low=1.0, median_high=1.0)
     """
     if jitter is None:
         return Spread()
-    low, middle, high = _slowest(math.hypot(jitter.iteration_sigma, jitter.rank_sigma), ranks)
-    run_low, run_middle, run_high = _slowest(jitter.rank_sigma, ranks)
+    run_low, run_middle, run_high = (math.exp(jitter.rank_sigma * z) for z in _slowest_normal(ranks))
+    if jitter.iteration:
+        chances = [part ** (1 / ranks) for part in PARTS]
+        low, middle, high = (run_middle * _quantile(jitter.iteration, chance) for chance in chances)
+    else:
+        sigma = math.hypot(jitter.iteration_sigma, jitter.rank_sigma)
+        low, middle, high = (math.exp(sigma * z) for z in _slowest_normal(ranks))
     return Spread(
-        low=low, high=high, median_low=middle * run_low / run_middle, median_high=middle * run_high / run_middle
+        middle=middle,
+        low=low,
+        high=high,
+        median_low=middle * run_low / run_middle,
+        median_high=middle * run_high / run_middle,
     )
 
 
-def _slowest(sigma: float, ranks: int) -> tuple[float, float, float]:
-    """Return the 5 %, 50 % and 95 % quantiles of the slowest of *ranks* factors."""
-    low, middle, high = (math.exp(sigma * NormalDist().inv_cdf(part ** (1 / ranks))) for part in (0.05, 0.5, 0.95))
-    return low, middle, high
+def _slowest_normal(ranks: int) -> list[float]:
+    """Return the 5 %, 50 % and 95 % quantiles of the largest of *ranks* standard normal numbers."""
+    return [NormalDist().inv_cdf(part ** (1 / ranks)) for part in PARTS]
+
+
+def _quantile(quantiles: Sequence[float], chance: float) -> float:
+    """Return the quantile at *chance* of those at equal steps from 0 to 1, linear between them.
+
+    >>> _quantile([1.0, 2.0, 4.0], 0.75)
+    3.0
+    """
+    at = chance * (len(quantiles) - 1)
+    below = min(int(at), len(quantiles) - 2)
+    return quantiles[below] + (at - below) * (quantiles[below + 1] - quantiles[below])
 
 
 def simulated(
@@ -64,24 +98,46 @@ def simulated(
 ) -> Spread:
     """Return the spread over `RUNS` runs whose noise is drawn from the generator of *seed*.
 
-    Raises ScheduleError if several collectives may be in flight.
+    Raises ScheduleError if several collectives of more than `FEW_RANKS` ranks may be in flight.
     """
     if jitter is None:
         return Spread()
     import numpy as np
 
-    from simgd.ensemble import ensemble
-
     generator = np.random.default_rng(seed)
+    iterations, ops = WARM_UP + ITERATIONS, len(schedule.ops)
+
+    def drawn(quantiles: Sequence[float], sigma: float, shape: tuple[int, int]) -> npt.NDArray[np.float64]:
+        if not quantiles:
+            return np.exp(generator.normal(0.0, sigma, shape))
+        return np.interp(generator.random(shape), np.linspace(0, 1, len(quantiles)), quantiles)
+
     times, medians = [], []
     for _ in range(RUNS):
-        each_run = generator.normal(0.0, jitter.rank_sigma, (1, ranks))
-        each_iteration = generator.normal(0.0, jitter.iteration_sigma, (WARM_UP + ITERATIONS, ranks))
-        found = ensemble(schedule, derived, timing, slowdowns=np.exp(each_run + each_iteration))
-        ends = found.iteration_ends_ps.max(axis=1)[WARM_UP - 1 :]
-        factors = np.diff(ends) / period_ps
+        slowdowns = drawn((), jitter.rank_sigma, (1, ranks)) * drawn(
+            jitter.iteration, jitter.iteration_sigma, (iterations, ranks)
+        )
+        stretches = drawn(jitter.communication, 0.0, (iterations, ops))
+        if ranks > FEW_RANKS:
+            from simgd.ensemble import ensemble
+
+            found = ensemble(schedule, derived, timing, slowdowns=slowdowns, stretches=stretches).iteration_ends_ps
+        else:
+            from simgd.simulator import iteration_ends_ps
+
+            ends = iteration_ends_ps(
+                schedule, derived, timing, slowdowns=slowdowns.tolist(), stretches=stretches.tolist()
+            )
+            found = np.array(ends)
+        factors = np.diff(found[WARM_UP - 1 :].max(axis=1)) / period_ps
         times.append(factors)
         medians.append(np.median(factors))
-    low, high = np.quantile(np.concatenate(times), (0.05, 0.95))
+    low, middle, high = np.quantile(np.concatenate(times), PARTS)
     median_low, median_high = np.quantile(medians, (0.05, 0.95))
-    return Spread(low=float(low), high=float(high), median_low=float(median_low), median_high=float(median_high))
+    return Spread(
+        middle=float(middle),
+        low=float(low),
+        high=float(high),
+        median_low=float(median_low),
+        median_high=float(median_high),
+    )

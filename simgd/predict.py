@@ -42,10 +42,10 @@ class Prediction(Value, frozen=True, kw_only=True, omit_defaults=False):
 
     `compute_s` is the steady period with communication free, `communication_s` the sum of the schedule's collectives,
     each alone, `exposed_communication_s` the rest of the iteration beyond compute, `host_stall_s` the time for which
-    the compute lane is idle because nothing was issued. `iteration_s` is without noise; the intervals are with it, and
-    wide enough to hold it. `memory_is_least` says that activations are unknown and left out. `origins` says what each
-    part rests on; `origin` is the weakest. `repeats` is False where no steady state was found, and the period is then
-    a mean.
+    the compute lane is idle because nothing was issued. `iteration_s` is without noise, `median_s` the median with it;
+    the intervals are with noise, and wide enough to hold `iteration_s`. `memory_is_least` says that activations are
+    unknown and left out. `origins` says what each part rests on; `origin` is the weakest. `repeats` is False where no
+    steady state was found, and the period is then a mean.
     """
 
     workload: str
@@ -57,6 +57,7 @@ class Prediction(Value, frozen=True, kw_only=True, omit_defaults=False):
     iteration_s: float
     iteration_low_s: float
     iteration_high_s: float
+    median_s: float
     median_low_s: float
     median_high_s: float
     samples_per_s: float
@@ -310,6 +311,7 @@ def _prediction(
         # Noisy intervals can miss the period without noise: one of many ranks is always slow, one draw may be fast.
         iteration_low_s=min(low * spread.low, period),
         iteration_high_s=max(high * spread.high, period),
+        median_s=period * spread.middle,
         median_low_s=min(low * spread.median_low, period),
         median_high_s=max(high * spread.median_high, period),
         samples_per_s=rate,

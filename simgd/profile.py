@@ -220,7 +220,9 @@ class Fit(Entry, frozen=True, kw_only=True):
 
     `link_bytes_per_s` is the nominal rate of the interconnect on which it was measured (0: that of the profile's
     cluster). `samples` are what it was fitted to; `residual` is the largest relative deviation from them, `left_out`
-    the largest error at a size that the fit had not seen (each one left out in turn).
+    and `left_out_median` the largest and the median error at a size between others that the fit had not seen (each one
+    left out in turn), `extrapolation` the larger error at the smallest and the largest size. Where there are too few
+    samples to leave one out these are 0.
     """
 
     kind: Operation
@@ -231,6 +233,8 @@ class Fit(Entry, frozen=True, kw_only=True):
     samples: tuple[Sample, ...] = ()
     residual: float = 0.0
     left_out: float = 0.0
+    left_out_median: float = 0.0
+    extrapolation: float = 0.0
 
     def _check(self) -> None:
         where = f"{self.kind} fit of {self.ranks} ranks"
@@ -250,6 +254,8 @@ class Fit(Entry, frozen=True, kw_only=True):
             where,
             residual=self.residual,
             left_out=self.left_out,
+            left_out_median=self.left_out_median,
+            extrapolation=self.extrapolation,
             link_bytes_per_s=self.link_bytes_per_s,
         )
 

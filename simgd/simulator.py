@@ -39,7 +39,7 @@ from simgd.soundness import Derived
 from simgd.timing import ONE, Timing
 from simgd.trace import Trace
 
-#: Slow-down of local compute, by iteration and rank.
+#: Slow-down of local compute, by iteration and rank; of collectives, by iteration and op number.
 Slowdowns = Sequence[Sequence[float]]
 
 _Steps = Generator[simpy.Event, Any, None]
@@ -309,6 +309,7 @@ class _Machine:
         *,
         ranks: int,
         slowdowns: Slowdowns | None,
+        stretches: Slowdowns | None = None,
         keep_rows: bool,
         on_iteration: Callable[["_Rank", int], None],
     ) -> None:
@@ -317,6 +318,7 @@ class _Machine:
         self.iterations = iterations
         self.ranks_differ = ranks > 1
         self.slowdowns = slowdowns
+        self.stretches = stretches
         self.keep_rows = keep_rows
         self.on_iteration = on_iteration
         self.ended = 0
@@ -365,6 +367,14 @@ class _Machine:
         self.left.pop(key, None)
         del runners[runner]
 
+    def stretched(self, k: int, iteration: int) -> tuple[int, int]:
+        """Return latency and the work behind it of collective *k*, in picoseconds."""
+        latency, work = self.program.latency[k], self.program.run[k] - self.program.latency[k]
+        if self.stretches is None or iteration >= len(self.stretches):
+            return latency, work
+        factor = self.stretches[iteration][k]
+        return round(latency * factor), round(work * factor)
+
     # --- collectives -------------------------------------------------------------------------------------------
 
     def collective(self, rank: _Rank, k: int, iteration: int, lane: str) -> _Steps:
@@ -377,23 +387,23 @@ class _Machine:
                 yield ended
                 return
             del self.met[k, iteration]
-        if not (program.interferes or program.stateful) and program.timing.in_flight == 1:
-            rank.due[lane] = env.now + program.run[k]
-            yield env.timeout(program.run[k])
+        latency, work = self.stretched(k, iteration)
+        plain = not (program.interferes or program.stateful) and program.timing.in_flight == 1
+        if plain:
+            latency, work = latency + work, 0
+        if latency or plain:
+            rank.due[lane] = env.now + latency
+            yield env.timeout(latency)
             del rank.due[lane]
-        else:
-            if program.latency[k]:
-                rank.due[lane] = env.now + program.latency[k]
-                yield env.timeout(program.latency[k])
-                del rank.due[lane]
-            yield from self.move_all(k, lane)
+        if not plain:
+            yield from self.move_all(k, lane, work)
         if self.ranks_differ:
             ended.succeed()
 
-    def move_all(self, k: int, lane: str) -> _Steps:
+    def move_all(self, k: int, lane: str, work: int) -> _Steps:
         """Move the data of one collective, a part after each look that it needs."""
         program = self.program
-        work, least, looks = program.run[k] - program.latency[k], program.least[k], program.looks[k]
+        least, looks = program.least[k], program.looks[k]
         parts = max(looks, 1)
         for part in range(parts):
             self.part[k] = part
@@ -534,21 +544,53 @@ def simulate(
     iterations: int,
     ranks: int = 1,
     slowdowns: Slowdowns | None = None,
+    stretches: Slowdowns | None = None,
     workload: str = "",
     cluster: str = "",
 ) -> Trace:
     """Return the trace of *iterations* iterations from a cold start, with the updates owed at the end.
 
     *ranks* is how many are simulated apart: 1 where all are alike. *slowdowns* multiplies the local work of each
-    iteration (first index) of each rank (second index).
+    iteration (first index) of each rank (second index), *stretches* the time alone of each collective (second: op).
     """
     program = Program(schedule, derived, timing)
     machine = _Machine(
-        program, iterations, ranks=ranks, slowdowns=slowdowns, keep_rows=True, on_iteration=lambda rank, i: None
+        program,
+        iterations,
+        ranks=ranks,
+        slowdowns=slowdowns,
+        stretches=stretches,
+        keep_rows=True,
+        on_iteration=lambda rank, i: None,
     )
     machine.env.run()
     machine.check_ended()
     return _trace(machine, workload, cluster)
+
+
+def iteration_ends_ps(
+    schedule: Schedule, derived: Derived, timing: Timing, *, slowdowns: Slowdowns, stretches: Slowdowns
+) -> list[list[int]]:
+    """Return when each rank ended each iteration, ``[iteration][rank]``; see `simulate` for the slow-downs."""
+    ranks = len(slowdowns[0])
+    ends: list[list[int]] = [[0] * ranks for _ in slowdowns]
+
+    def note(rank: _Rank, iteration: int) -> None:
+        if iteration < len(ends):
+            ends[iteration][rank.index] = machine.env.now
+
+    machine = _Machine(
+        Program(schedule, derived, timing),
+        len(slowdowns),
+        ranks=ranks,
+        slowdowns=slowdowns,
+        stretches=stretches,
+        keep_rows=False,
+        on_iteration=note,
+    )
+    machine.env.run()
+    machine.check_ended()
+    return ends
 
 
 def steady(
