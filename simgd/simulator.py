@@ -337,7 +337,9 @@ class _Machine:
     def work(self, rank: _Rank, k: int, iteration: int) -> int:
         """Return the work of op *k* on *rank*, in picoseconds."""
         run = self.program.run[k]
-        if self.slowdowns is None or self.program.collective[k] or iteration >= len(self.slowdowns):
+        if self.program.collective[k]:
+            return run if self.stretches is None else sum(self.stretched(k, iteration))
+        if self.slowdowns is None or iteration >= len(self.slowdowns):
             return run
         return round(run * self.slowdowns[iteration][rank.index])
 
