@@ -9,7 +9,8 @@ Model
     each later than the time of the whole message alone, show how many. A library with a thread needs none, but its
     collectives may be slower beside compute than alone: the share of their speed that they keep is their progress.
 
-    A rank that sleeps instead of computing loses nothing; there only the share is measured.
+    A rank that sleeps instead of computing loses nothing. Where it has to look it naps: then each look comes late, by
+    so much on the average, that collectives take longer than alone.
 
 What it leaves out
     Compute that is bound by memory is slowed by the library's copies more than by its time on the core.
@@ -26,25 +27,32 @@ import numpy as np
 from calibration.messages import Key, Messages, Tick
 from executor.backends.protocol import Backend
 from executor.comm import Progress
+from executor.emulated import NAP_NS
 from executor.lanes import WAITING, Note
 
 #: Sizes of the all-reduces, and repeats of each case.
 SIZES = (2**15, 2**17, 2**18, 2**19, 2**20)
 REPEATS = 7
 
+#: Seconds of compute, or sleep, before a collective whose start is timed.
+PAUSE_S = 4e-3
+
 #: Seconds of compute between two looks where the work on the core is measured.
 GAP_S = 0.5e-3
 
 
 class Beside(NamedTuple):
-    """What was found: `call_s + nbytes * s_per_byte` of the core for each collective; ``looks + nbytes / look_bytes``
-    looks (`look_bytes` 0: none are needed); and the share of its speed that a collective keeps."""
+    """What was found: ``call_s + nbytes * s_per_byte`` of the core for each collective; ``looks + nbytes / look_bytes``
+    looks (`look_bytes` 0: none are needed), each `look_s` late; the share of its speed that a collective keeps; and
+    what it takes to start one after a pause."""
 
     call_s: float
     s_per_byte: float
     looks: int
     look_bytes: float
+    look_s: float
     share: float
+    post_s: float
 
 
 class _Case(NamedTuple):
@@ -71,12 +79,13 @@ class Neighbours:
     def measure(self, alone_s: dict[int, float], empty: int, tick: Tick) -> Beside:
         """Return what was found, the same on every rank; *alone_s* are the seconds of each of `SIZES` alone."""
         polled = self._progress.every > 0
+        gap_s = NAP_NS * 1e-9 if polled and self._asleep else GAP_S
         cases: dict[int, list[_Case]] = {nbytes: [] for nbytes in SIZES}
         counts: dict[int, list[int]] = {nbytes: [] for nbytes in SIZES}
         for _ in range(REPEATS):
             for nbytes in SIZES:
                 begin = time.perf_counter()
-                cases[nbytes].append(self._slowest(self._beside(nbytes, GAP_S, empty)))
+                cases[nbytes].append(self._slowest(self._beside(nbytes, gap_s, empty)))
                 tick(f"all_reduce of {nbytes} B beside compute", time.perf_counter() - begin)
         if polled:
             for _ in range(2):
@@ -91,11 +100,19 @@ class Neighbours:
             first, each = _line({nbytes: float(median(found)) for nbytes, found in counts.items()})
             if each > 0:
                 looks, look_bytes = round(first), 1 / each
-        share = 1.0
+        share, look_s = 1.0, 0.0
+        if polled and self._asleep and look_bytes:
+            late = [
+                (median(case.seconds for case in cases[nbytes]) - alone_s[nbytes]) / (looks + nbytes / look_bytes)
+                for nbytes in SIZES
+            ]
+            look_s = max(0.0, median(late))
         if not polled:
             kept = [alone_s[nbytes] / median(case.seconds for case in cases[nbytes]) for nbytes in SIZES[1:]]
             share = min(1.0, median(kept))
-        return Beside(call_s, s_per_byte, looks, look_bytes, share)
+        posts = [self._post_s(nbytes) for nbytes in SIZES for _ in range(REPEATS)]
+        post_s = median(max(own) for own in zip(*self._backend.exchange(posts), strict=True))
+        return Beside(call_s, s_per_byte, looks, look_bytes, look_s, share, post_s)
 
     def _slowest(self, own: _Case) -> _Case:
         found: list[_Case] = [_Case(*each) for each in self._backend.exchange(tuple(own))]
@@ -110,6 +127,20 @@ class Neighbours:
         begin = time.perf_counter()
         self._compute(50)
         return max(1, round(seconds / (time.perf_counter() - begin) * 50))
+
+    def _post_s(self, nbytes: int) -> float:
+        """Return what starting one collective takes after compute, or sleep, of a few milliseconds."""
+        self._note.at(WAITING)
+        self._backend.barrier()
+        if self._asleep:
+            time.sleep(PAUSE_S)
+        else:
+            self._compute(self._pieces_of(PAUSE_S))
+        begin = time.perf_counter()
+        pending = self._messages.start("all_reduce", self._messages.buffer(nbytes))
+        started = time.perf_counter()
+        pending.wait()
+        return started - begin
 
     def _beside(self, nbytes: int, gap_s: float, empty: int) -> _Case:
         self._note.at(WAITING)

@@ -30,6 +30,7 @@ from simgd.errors import BackendError
 from simgd.profile import CollectiveKind, CommunicationWork, Fit, Jitter, Library, PointToPoint, Profile
 from simgd.provenance import Environment
 from simgd.run import BackendName
+from simgd.schedule import Communicate
 from simgd.schedules import build, parse
 from simgd.topology import Cluster
 from simgd.units import MIB, Bytes
@@ -64,9 +65,10 @@ class Wanted:
 
     def plans(self, workload: Workload, batch: int, tokens: int) -> list[Plan]:
         """Return what is run of one workload, with communication left out."""
+        schedules = [build(parse(name), workload) for name in SCHEDULES]
         return [
             Plan(
-                schedule=build(parse(name), workload),
+                schedule=schedule,
                 workload=workload,
                 steps=local.STEPS,
                 batch=batch,
@@ -77,9 +79,9 @@ class Wanted:
                 execution=execution_of(self.backend, None),
                 progress=Progress(),
                 trace_steps=0,
-                op_seconds={},
+                op_seconds={op.name: local.SLEPT_S for op in schedule.ops if not isinstance(op.work, Communicate)},
             )
-            for name in SCHEDULES
+            for schedule in schedules
         ]
 
     def agreed(self) -> dict[str, object]:
@@ -253,6 +255,7 @@ class _Making:
             **about,
             looks=together.looks,
             look_bytes=together.look_bytes,
+            look_s=together.look_s,
             progress=max(together.share, 0.01),
         )
         factors = [factor for each in found for factor in each.factors]
@@ -276,7 +279,7 @@ class _Making:
             layers=tuple(entry for each in found for entry in each.layers),
             updates=tuple({e.update.key: e.update for e in found if e.update is not None}.values()),
             memory=next((each.memory for each in found if each.memory is not None), None),
-            host=largest.host if largest is not None else None,
+            host=replace(largest.host, collective=together.post_s) if largest is not None else None,
             fits=self._fits(cluster, times),
             point_to_point=self._points(times),
             library=Library(origin="assumed", source="the executor's backend", name="mpi"),

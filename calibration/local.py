@@ -31,6 +31,9 @@ from simgd.schedule import Backward, Forward, Map, Schedule, Update
 STEPS, WARM_UP = 8, 2
 TURNS = 8
 
+#: What a rank that sleeps spends on each op, to see what that takes besides.
+SLEPT_S = 4e-4
+
 #: Turns that are made however long they take.
 LEAST_TURNS = 3
 
@@ -106,6 +109,7 @@ def _local(
 ) -> Local:
     about = {"origin": "measured", "source": source}
     job = {"workload": plan.workload.name, "batch": plan.batch, "tokens": plan.tokens}
+    asleep = plan.compute != "real"
     forward: dict[str, list[float]] = {}
     backward: dict[str, list[float]] = {}
     updates: list[tuple[float, float, float, float]] = []
@@ -126,10 +130,9 @@ def _local(
                     copies.append((1.0, 8.0 * buckets[name].elements, seconds))
                 case _:
                     pass
-        local = [seconds for seconds in ops if seconds]
-        loops.append((1.0, len(schedule.ops), max(0.0, middle - sum(local))))
+        spent = SLEPT_S * sum(seconds > 0 for seconds in ops) if asleep else sum(ops)
+        loops.append((1.0, len(schedule.ops), max(0.0, middle - spent)))
     iteration, op_s = _least([row[:-1] for row in loops], [row[-1] for row in loops])
-    asleep = plan.compute != "real"
     passes = [
         LayerTimes(
             **about,  # type: ignore[arg-type]

@@ -130,8 +130,8 @@ class Messages:
             in_a_row = median(self.slowest([self.once_s(key) for _ in range(REPEATS)]))
             rested = []
             for _ in range(REPEATS):
-                self._backend.barrier()
                 time.sleep(PAUSE_S)
+                self._backend.barrier()
                 rested.append(self.once_s(key))
             found.append((in_a_row - median(self.slowest(rested)), in_a_row))
         saved = [each for each, _ in found]
@@ -146,8 +146,8 @@ class Messages:
         for nbytes in RESTED_SIZES:
             own = []
             for _ in range(REPEATS):
-                self._backend.barrier()
                 time.sleep(PAUSE_S / 3)
+                self._backend.barrier()
                 own.append(self.once_s(Key("all_reduce", nbytes)))
             found.append(median(self.slowest(own)))
         slope = max(0.0, (found[-1] - found[0]) / (RESTED_SIZES[-1] - RESTED_SIZES[0]))

@@ -1,4 +1,4 @@
-"""Makes one `Run` of what all ranks measured: the slowest rank's iterations, and one trace on rank 0's clock."""
+"""Makes one `Run` of what all ranks measured: iterations of all together, and one trace on rank 0's clock."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from executor.interpreter import Interpreter
 from executor.rank import Rank
 from executor.recording import Row
 from simgd.provenance import Host
-from simgd.run import Clock, OpTimes, Run, Spread, TracingCost, counted, warm_up_of
+from simgd.run import Clock, OpTimes, Run, Spread, TracingCost, counted, together_s, warm_up_of
 from simgd.trace import Trace
 
 
@@ -28,6 +28,7 @@ class Measured:
     """What one rank measured; times in seconds but for the rows and the clocks' estimates."""
 
     iterations_s: list[float]
+    begun_ns: int
     compute_before_s: float
     compute_after_s: float
     communication_s: float
@@ -59,7 +60,10 @@ def assembled(
     ops = plan.schedule.ops
     warm_up = warm_up_of(plan.steps)
     traced = min(plan.trace_steps, plan.steps)
-    slowest = [max(own.iterations_s[place] for own in measured) for place in range(plan.steps)]
+    its_clocks = [clocks.clock(own.before, own.after, shared=own.boot == measured[0].boot) for own in measured]
+    begun = [clocks.onto_rank_0(c, own.before)(own.begun_ns) for c, own in zip(its_clocks, measured, strict=True)]
+    begun_s = [(each - min(begun)) * 1e-9 for each in begun]
+    slowest = together_s([own.iterations_s for own in measured], begun_s)
     on_device = backend.device == "cuda"
     # On a device the traced iterations have timing events and count for nothing else, if any others are left.
     disturbed = range(plan.steps - traced if on_device and plan.steps - traced > warm_up else plan.steps, plan.steps)
@@ -74,7 +78,6 @@ def assembled(
     if backend.name == "loopback":
         # Its ranks take turns: nothing could overlap, and waiting for a turn is no communication.
         overlap = None
-    its_clocks = [clocks.clock(own.before, own.after, shared=own.boot == measured[0].boot) for own in measured]
     hosts: dict[str, Host] = {}
     for own in measured:
         hosts.setdefault(own.boot, own.host)
@@ -94,6 +97,7 @@ def assembled(
         progress="device" if on_device else str(plan.progress),
         execution=plan.execution,
         iterations_s=[own.iterations_s for own in measured],
+        begun_s=begun_s,
         warm_up=warm_up,
         left_out=left_out,
         iteration=iteration,

@@ -2,8 +2,9 @@
 
 Model
     Each op ends at a deadline, its seconds after it began. A rank that computes on a GPU leaves its CPU idle: it
-    sleeps, and spins only through the last 200 us, so that late wake-ups do not add up. A rank that computes on its CPU
-    spins all the time (busy) and passes by the comm lane at each turn. Buffers are real and so is what is communicated;
+    sleeps, and spins only through the last 200 us, so that late wake-ups do not add up. Where collectives progress only
+    when somebody looks, it naps instead, and passes by the comm lane after each nap. A rank that computes on its CPU
+    spins all the time (busy) and passes by at each turn. Buffers are real and so is what is communicated;
     they hold zeros.
 """
 
@@ -20,13 +21,22 @@ from simgd.schedule import Backward, Communicate, Forward, Schedule
 #: Sleeping returns 50 to 100 us late; what is left before a deadline is spun through.
 SPIN_NS = 200_000
 
+#: A nap; with the kernel's usual slack of its timers it takes twice as long.
+NAP_NS = 50_000
+
 
 class Emulated:
-    """Spends time instead of computing; *seconds* are those of each op on its own lane."""
+    """Spends time instead of computing; *seconds* are those of each op on its own lane.
 
-    def __init__(self, schedule: Schedule, layout: Layout, seconds: Sequence[float], *, busy: bool) -> None:
+    *naps* says that a sleeping rank is to look at its collectives every now and then.
+    """
+
+    def __init__(
+        self, schedule: Schedule, layout: Layout, seconds: Sequence[float], *, busy: bool, naps: bool = False
+    ) -> None:
         self._ns = [round(each * 1e9) for each in seconds]
         self._busy = busy
+        self._naps = naps
         self._passes = [k for k, op in enumerate(schedule.ops) if isinstance(op.work, (Forward, Backward))]
         gradients = {
             name: [np.zeros(store.padded, np.float32) for _ in range(store.copies)]
@@ -71,8 +81,10 @@ class Emulated:
     def _spend(self, k: int) -> None:
         deadline = perf_counter_ns() + self._ns[k]
         assert self._reach is not None
-        if not self._busy and self._ns[k] > SPIN_NS:
-            sleep((self._ns[k] - SPIN_NS) * 1e-9)
         touch = self._reach.touch
+        if not self._busy:
+            while (left := deadline - SPIN_NS - perf_counter_ns()) > 0:
+                sleep((min(left, NAP_NS) if self._naps else left) * 1e-9)
+                touch()
         while perf_counter_ns() < deadline:
             touch()

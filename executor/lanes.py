@@ -26,7 +26,12 @@ class Note(Protocol):
 
 
 class Lanes(Protocol):
-    """How ops of one rank are put on lanes, and how they wait for each other."""
+    """How ops of one rank are put on lanes, and how they wait for each other.
+
+    `begun_ns` is the host's clock when the run began.
+    """
+
+    begun_ns: int
 
     def start(self, iterations: int) -> None:
         """Begin a run of *iterations* iterations."""
@@ -81,13 +86,14 @@ class HostLanes:
             [(dep, lag) for dep, lag in instances.deps[k] if instances.collective[dep]] if comm is not None else []
             for k in range(instances.size)
         ]
-        self._start_ns = 0
+        self._start_ns = self.begun_ns = 0
         if comm is not None and comm.polls:
             self.touch = comm.touch  # type: ignore[method-assign]
 
     def start(self, iterations: int) -> None:  # noqa: D102
         self._iterations = iterations
-        self._marks = [perf_counter_ns()]
+        self.begun_ns = perf_counter_ns()
+        self._marks = [self.begun_ns]
 
     def begin(self, iteration: int) -> None:
         """Return at once: the host has run the iteration before."""

@@ -98,6 +98,7 @@ def run(plan: Plan, backend: Backend, note: Note, finished: Callable[[int, float
     chosen = range(plan.steps) if on_device else counted(plan.steps, warm_up_of(plan.steps), left_out)
     own = Measured(
         iterations_s=seconds,
+        begun_ns=lanes.begun_ns,
         compute_before_s=compute_before,
         compute_after_s=compute_after,
         communication_s=alone,

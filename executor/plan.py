@@ -63,12 +63,9 @@ def execution_of(backend: str, measured: Execution | None) -> Execution:
     )
 
 
-def usual_progress(backend: str, compute: ComputeKind) -> Progress:
-    """Return who lets collectives progress unless somebody asks.
+def usual_progress(backend: str) -> Progress:
+    """Return who lets collectives progress unless somebody asks: the rank itself, which looks at every op.
 
-    A rank that sleeps passes by nowhere, so a thread waits for it. One that computes looks at each layer and gradient:
-    a thread of Python's would have to be woken for each message, and take its turns from the computing one.
+    A thread of Python's would have to be woken for each message, and takes its turns from the computing one.
     """
-    if backend not in ("mpi", "gloo"):
-        return Progress()
-    return Progress(thread=True) if compute == "emulated" else Progress(every=1)
+    return Progress(every=1) if backend in ("mpi", "gloo") else Progress()

@@ -46,7 +46,13 @@ class Rank:
         else:
             seconds = plan.op_seconds or {}
             busy = plan.compute == "emulated:busy"
-            self.local = Emulated(schedule, self.layout, [seconds.get(op.name, 0.0) for op in schedule.ops], busy=busy)
+            self.local = Emulated(
+                schedule,
+                self.layout,
+                [seconds.get(op.name, 0.0) for op in schedule.ops],
+                busy=busy,
+                naps=plan.progress.every > 0,
+            )
 
     def _training(self) -> "Training":
         import torch

@@ -69,7 +69,7 @@ class StreamLanes:
         torch.cuda.synchronize()
         self._base = _stamp(self._compute)
         self._base.synchronize()
-        self._base_ns = perf_counter_ns()
+        self.begun_ns = perf_counter_ns()
         self._marks = [self._base]
 
     def begin(self, iteration: int) -> None:
@@ -122,8 +122,8 @@ class StreamLanes:
     def drain(self) -> None:  # noqa: D102
         torch.cuda.synchronize()
         for k, iteration, begin, end in self._timed:
-            start_ns = self._base_ns + round(self._base.elapsed_time(begin) * 1e6)
-            end_ns = self._base_ns + round(self._base.elapsed_time(end) * 1e6)
+            start_ns = self.begun_ns + round(self._base.elapsed_time(begin) * 1e6)
+            end_ns = self.begun_ns + round(self._base.elapsed_time(end) * 1e6)
             self._recorder.add((self._lane[k], k, iteration, start_ns, max(start_ns, end_ns)))
         self._recorder.next_iteration()
 

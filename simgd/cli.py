@@ -421,7 +421,7 @@ def calibrate(
         workloads=[(job.workload, job.batch, job.tokens) for job in jobs],
         optimizer=optimizer,
         asleep=compute == "emulated",
-        progress=read_progress(progress) if progress is not None else usual_progress(backend, compute),  # type: ignore[arg-type]
+        progress=read_progress(progress) if progress is not None else usual_progress(backend),
         cluster=catalogue.cluster(on) if on is not None else None,
         largest_bytes=nbytes(largest),
         seed=seed,
@@ -623,7 +623,7 @@ def _plan(
         optimizer=optimizer,
         compute=compute,  # type: ignore[arg-type]
         execution=execution_of(backend, machine.profile.execution if machine is not None else None),
-        progress=read_progress(progress) if progress is not None else usual_progress(backend, compute),  # type: ignore[arg-type]
+        progress=read_progress(progress) if progress is not None else usual_progress(backend),
         trace_steps=trace_steps,
         op_seconds=seconds,
     )

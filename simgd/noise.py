@@ -107,7 +107,7 @@ def simulated(
     generator = np.random.default_rng(seed)
     iterations, ops = WARM_UP + ITERATIONS, len(schedule.ops)
 
-    def drawn(quantiles: Sequence[float], sigma: float, shape: tuple[int, int]) -> npt.NDArray[np.float64]:
+    def drawn(quantiles: Sequence[float], sigma: float, shape: tuple[int, int]) -> "npt.NDArray[np.float64]":
         if not quantiles:
             return np.exp(generator.normal(0.0, sigma, shape))
         return np.interp(generator.random(shape), np.linspace(0, 1, len(quantiles)), quantiles)

@@ -185,7 +185,7 @@ class _Pricing:
         self.uncertainty: dict[str, tuple[float, float]] = {}
         self._widest = 0.0
         self.algorithms: dict[str, None] = {}
-        self._stolen = self._stolen_by(schedule)
+        self._stolen, self._delayed = self._shared(schedule)
 
     def op(self, op: Op, *, first: bool) -> OpTime:
         """Return the costs of one op, and note how uncertain they are."""
@@ -242,40 +242,46 @@ class _Pricing:
         found = self.prices.beside(compute)
         if found.origin is not None:
             self._note("interference", found.origin)
-        work = self.prices.profile.communication_work
-        if self._stolen == ONE or work is None:
+        if self._stolen == self._delayed == ONE:
             return found
-        self._note("interference", work.origin)
-        return replace(found, slowed=found.slowed * self._stolen)
+        return replace(found, slowed=found.slowed * self._stolen, slows=found.slows * self._delayed)
 
-    def _stolen_by(self, schedule: Schedule) -> Fraction:
-        """Return how much slower local work is while its core also does the work of this schedule's collectives.
-
-        They take a share of the core that is their own work over their time alone, on the average of the schedule.
-        """
-        work = self.prices.profile.communication_work
-        if self.alone or work is None or not work.shares_core:
-            return ONE
+    def _shared(self, schedule: Schedule) -> tuple[Fraction, Fraction]:
+        """Return how much slower local work is beside collectives that need its core, and they beside it, as they wait
+        for its looks: each on the average of the schedule."""
+        work, execution = self.prices.profile.communication_work, self.prices.execution
         sizes = [
             self.buckets[op.work.bucket].elements * WIRE_BYTES[op.work.wire]
             for op in schedule.ops
             if isinstance(op.work, Communicate)
         ]
-        alone_s = sum(self.prices.demand(nbytes, network=self.network).solo_s for nbytes in sizes)
+        alone_s = 0.0 if self.alone else sum(self.prices.demand(size, network=self.network).solo_s for size in sizes)
         if not alone_s:
-            return ONE
-        share = min(sum(map(self._work_s, sizes)) / alone_s, MOST_STOLEN)
-        return 1 / Fraction(1 - share).limit_denominator(100)
+            return ONE, ONE
+        stolen = delayed = ONE
+        if work is not None and work.shares_core:
+            share = min(sum(map(self._work_s, sizes)) / alone_s, MOST_STOLEN)
+            stolen = 1 / Fraction(1 - share).limit_denominator(100)
+            self._note("interference", work.origin)
+        if execution.look_s:
+            late_s = execution.look_s * sum(map(self._all_looks, sizes))
+            delayed = Fraction(1 + late_s / alone_s).limit_denominator(100)
+            self._note("interference", execution.origin)
+        return stolen, delayed
 
     def _work_s(self, nbytes: int) -> float:
         """Return the processor time that a collective takes from the rank's core."""
         work = self.prices.profile.communication_work
         return work.call_s + nbytes * work.s_per_byte if work is not None else 0.0
 
-    def _looks(self, nbytes: int) -> int:
+    def _all_looks(self, nbytes: int) -> int:
         """Return how often the host must look at a collective."""
         execution = self.prices.execution
         return execution.looks + round(nbytes / execution.look_bytes) if execution.look_bytes else 0
+
+    def _looks(self, nbytes: int) -> int:
+        """Return for how many of them it waits for an op to begin."""
+        return 0 if self.prices.execution.look_s else self._all_looks(nbytes)
 
     def _collective(self, work: Communicate, issue_s: float) -> OpTime:
         if self.alone:
@@ -289,10 +295,17 @@ class _Pricing:
         self.collective_s += demand.solo_s
         self.algorithms[demand.algorithm] = None
         self._widest = demand.uncertainty
+        post_s, latency_s = 0.0, demand.latency_s
+        if self.prices.execution.look_bytes:
+            # Without a thread that would do it, the host itself starts it, or whoever frees the lane; and no part of a
+            # message waits for looks longer than the smallest one takes.
+            post_s = self.host.collective
+            latency_s = min(latency_s, self.prices.demand(1, work.collective, self.network).solo_s)
         return OpTime(
-            issue_ps=self._host_ps(issue_s + self.host.collective + casts * self.host.copy),
+            issue_ps=self._host_ps(issue_s + self.host.collective - post_s + casts * self.host.copy),
+            post_ps=self._host_ps(post_s),
             run_ps=units.picoseconds(demand.solo_s + cast_s),
-            latency_ps=units.picoseconds(demand.latency_s + cast_s),
+            latency_ps=units.picoseconds(latency_s + cast_s),
             use=demand.use,
             looks=self._looks(nbytes),
             least_ps=units.picoseconds(self._work_s(nbytes)),

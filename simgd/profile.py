@@ -390,8 +390,9 @@ class Execution(Entry, frozen=True, kw_only=True):
     which needs a finished collective makes the host wait (MPI, gloo) instead of the device (NCCL); `in_flight` how
     many collectives run at once; `run_ahead` how many iterations the host may be ahead of the compute lane; `progress`
     the share of its speed that a collective keeps while the rank computes (1: a NIC or a GPU moves the data; less: the
-    library needs the CPU). A library that progresses only when it is called (MPI) needs the host to look
-    ``looks + nbytes / look_bytes`` times before a collective has ended (`look_bytes` 0: it needs nobody).
+    library needs the CPU). A library that progresses only when it is called (MPI) needs the host to look ``looks +
+    nbytes / look_bytes`` times before a collective has ended (`look_bytes` 0: it needs nobody). The host looks when it
+    begins an op; where `look_s` is not 0 it looks all the time, each look that much late.
     """
 
     merged: bool = False
@@ -402,10 +403,11 @@ class Execution(Entry, frozen=True, kw_only=True):
     progress: float = 1.0
     looks: int = 0
     look_bytes: float = 0.0
+    look_s: float = 0.0
 
     def _check(self) -> None:
         check_positive(ProfileError, "execution", in_flight=self.in_flight, run_ahead=self.run_ahead)
-        check_not_negative(ProfileError, "execution", looks=self.looks, look_bytes=self.look_bytes)
+        check_not_negative(ProfileError, "execution", looks=self.looks, look_bytes=self.look_bytes, look_s=self.look_s)
         if not 0.01 <= self.progress <= 1:
             raise ProfileError(f"execution: progress is {self.progress}; it must be from 0.01 to 1")
 

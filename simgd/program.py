@@ -32,8 +32,9 @@ class Program(Instances):
         self.use = [time.use for time in times]
         self.looks = [time.looks for time in times]
         self.least = [min(time.least_ps, time.run_ps) for time in times]
+        self.post = [time.post_ps for time in times]
         # Whether a collective's time depends on more than its work and what runs beside it
-        self.stateful = any(self.looks) or timing.burst_ps > 0
+        self.stateful = any(self.looks) or any(self.post) or timing.burst_ps > 0
         self.slowed = [time.slowed for time in times]
         # Slow-downs of collectives as levels: small integers compare faster than fractions, and far more often.
         factors = sorted({ONE, *(time.slows for time in times)})

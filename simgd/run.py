@@ -2,14 +2,18 @@
 
 Model
     `iterations_s` holds every iteration of every rank, in the rank's own time from the end of its compute to the end
-    of the next; the run's iteration is that of the slowest rank, and the first `warm_up` are left out of the figures,
-    as are those in `left_out`, which a comparison of weights or the timing events of a GPU disturbed.
+    of the next; an iteration of the run ends when the last rank has ended it. (The slowest rank's own time would count
+    a lead twice that ranks lose and win in turns: a late sender delays the others, not itself.) The first `warm_up` are
+    left out of the figures, as are those in `left_out`, which a comparison of weights or the timing events of a GPU
+    disturbed.
     `compute_s` is the same schedule with communication left out, run before and after; `communication_s` the sum of
     the schedule's collectives, each alone; what an iteration takes beyond compute is exposed communication.
 
     Everything is embedded that a prediction of the same run needs: schedule, workload, execution.
 """
 
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from typing import Literal
 
 from simgd.errors import RunError
@@ -69,7 +73,10 @@ class TracingCost(Value, frozen=True, kw_only=True, omit_defaults=False):
 
 
 class Run(Document, frozen=True, kw_only=True, tag="simgd run"):
-    """What was measured; see the module's text. Times in seconds, memory in bytes, lists by rank."""
+    """What was measured; see the module's text. Times in seconds, memory in bytes, lists by rank.
+
+    `begun_s` says when each rank began its first iteration, on rank 0's clock and since the first rank did.
+    """
 
     schedule: Schedule
     workload: Workload
@@ -84,6 +91,7 @@ class Run(Document, frozen=True, kw_only=True, tag="simgd run"):
     progress: str
     execution: Execution
     iterations_s: list[list[float]]
+    begun_s: list[float]
     warm_up: int
     left_out: list[int]
     iteration: Spread
@@ -110,13 +118,33 @@ class Run(Document, frozen=True, kw_only=True, tag="simgd run"):
         check_positive(RunError, where, ranks=self.ranks, batch_per_rank=self.batch_per_rank, steps=self.steps)
         if len(self.iterations_s) != self.ranks or any(len(own) != self.steps for own in self.iterations_s):
             raise RunError(f"{where}: iterations_s must hold {self.steps} times of each of {self.ranks} ranks")
+        if len(self.begun_s) != self.ranks:
+            raise RunError(f"{where}: begun_s must hold one time of each of {self.ranks} ranks")
         if not 0 <= self.warm_up < self.steps:
             raise RunError(f"{where}: warm_up is {self.warm_up}; it must be from 0 up to {self.steps} steps")
 
     @property
     def slowest_s(self) -> list[float]:
-        """The seconds of each iteration on its slowest rank."""
-        return [max(own[place] for own in self.iterations_s) for place in range(self.steps)]
+        """The seconds of each iteration, from when the last rank has ended one to when the last has ended the next."""
+        return together_s(self.iterations_s, self.begun_s)
+
+
+class Runs(Document, frozen=True, kw_only=True, tag="simgd runs"):
+    """Many runs in one file; `note` says what they have in common."""
+
+    runs: tuple[Run, ...]
+    note: str = ""
+
+
+def together_s(iterations_s: Sequence[Sequence[float]], begun_s: Sequence[float]) -> list[float]:
+    """Return the seconds of each iteration of all ranks together, from those of each rank.
+
+    >>> together_s([[3.0, 1.0, 3.0], [1.0, 3.0, 1.0]], [0.0, 0.0])
+    [3.0, 1.0, 3.0]
+    """
+    ends = [list(accumulate(own, initial=begin)) for own, begin in zip(iterations_s, begun_s, strict=True)]
+    last = [max(own) for own in zip(*ends, strict=True)]
+    return [later - sooner for sooner, later in pairwise(last)]
 
 
 def counted(steps: int, warm_up: int, left_out: list[int]) -> list[int]:

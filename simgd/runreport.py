@@ -17,7 +17,7 @@ def run(made: Run) -> RenderableType:
     """Return the tables of a run: the whole iteration, and the ops that take longest."""
     spread = made.iteration
     rows = [
-        ("iteration, slowest rank", f"{_s(spread.median)}  (p5 {_s(spread.p5)}, p95 {_s(spread.p95)})"),
+        ("iteration of all ranks", f"{_s(spread.median)}  (p5 {_s(spread.p5)}, p95 {_s(spread.p95)})"),
         ("compute", f"{_s(made.compute_s)}  ({_s(made.compute_before_s)} before, {_s(made.compute_after_s)} after)"),
         ("communication", f"{_s(made.communication_s)}  (each collective alone)"),
         ("exposed communication", _s(made.exposed_communication_s) + _overlap(made)),

@@ -8,6 +8,8 @@ Model
       Where waits block the host, it does not issue an op that needs a collective before that has ended.
     - A collective holds a rank's lane from that rank's start; data move from the last rank's start, and it ends on all
       ranks together. Its latency claims no bandwidth; then, with several in flight, they share resources fairly.
+    - Where the library has no thread to start a collective, the host posts it if the comm lane is free, and goes on
+      after that; the data move meanwhile. If the lane is not free, whoever frees it starts the next one.
     - A collective that needs the host's looks moves an equal part of its data after each: the host looks whenever it
       begins an op of its own, and without pause while it waits for a collective.
     - An idle link saves up a burst (a token bucket): data that find it take that much less time, but `least_ps`.
@@ -94,6 +96,7 @@ class _Rank:
         self.landed: simpy.Event | None = None
         self.is_blocked = False
         self.unseen: list[simpy.Event] = []
+        self.posted = 0
         machine.env.process(self.host())
         for lane in program.lanes:
             machine.env.process(self.follow(lane))
@@ -122,6 +125,8 @@ class _Rank:
         machine.ended += 1
         if machine.keep_rows:
             self.rows.append((machine.program.lane[k], k, iteration, start, machine.env.now))
+        if machine.program.post[k] and iteration >= machine.program.age[k]:
+            self.posted -= 1
         event = self.waiting.pop((k, iteration), None)
         if event is not None:
             event.succeed()
@@ -173,6 +178,9 @@ class _Rank:
                 begin = max(now, env.now)
                 now = begin if skipped else begin + program.issue[k]
                 self.issued.append(now)
+                if program.post[k] and not skipped:
+                    now += program.post[k] if self.posted < program.timing.in_flight else 0
+                    self.posted += 1
                 self.issue_end = now
                 if machine.keep_rows and now > begin and program.lane[k] != "host":
                     self.rows.append(("host", k, iteration, begin, now))
@@ -390,6 +398,8 @@ class _Machine:
                 return
             del self.met[k, iteration]
         latency, work = self.stretched(k, iteration)
+        if program.timing.burst_ps:
+            self.save(env.now)
         plain = not (program.interferes or program.stateful) and program.timing.in_flight == 1
         if plain:
             latency, work = latency + work, 0
@@ -410,23 +420,23 @@ class _Machine:
         for part in range(parts):
             self.part[k] = part
             share = work * (part + 1) // parts - work * part // parts
-            if program.timing.burst_ps:
-                share -= self.saved(max(share - least // parts, 0))
+            if self.savings:
+                taken = min(self.savings, max(share - least // parts, 0))
+                self.savings -= taken
+                share -= taken
             if share:
                 yield from self.move(k, lane, share)
             self.saved_since = self.env.now
             if looks:
                 yield from self.looked(k)
+                if program.timing.burst_ps:
+                    self.save(self.env.now)
         del self.part[k]
 
-    def saved(self, most: int) -> int:
-        """Take up to *most* of the burst that the link has saved up, and return how much."""
-        now = self.env.now
+    def save(self, now: int) -> None:
+        """Let the link save up what it could have sent since it was last used."""
         self.savings = min(self.program.timing.burst_ps, self.savings + now - self.saved_since)
         self.saved_since = now
-        taken = min(self.savings, most)
-        self.savings -= taken
-        return taken
 
     def looked(self, k: int) -> _Steps:
         """Return when every rank has looked."""
@@ -519,7 +529,7 @@ class _Machine:
         if program.stateful:
             idle = not self.moving
             saved = min(program.timing.burst_ps, self.savings + now - self.saved_since) if idle else self.savings
-            found.append((saved, self.unlooked, tuple(self.part.items())))
+            found.append((saved, self.unlooked, tuple(self.part.items()), tuple(rank.posted for rank in self.ranks)))
         return tuple(found)
 
     def check_ended(self) -> None:

@@ -230,7 +230,7 @@ def _graph(schedule: Schedule, derived: Derived, timing: Timing) -> tuple[list[N
             before += [(end[other.name], lag) for other, lag in behind(len(ops), timing.run_ahead, compute)]
         if timing.wait_blocks_host and op.name not in by_host:
             before += ends(dep for dep in deps if dep.op in collectives)
-        nodes.append(Node(op=op.name, issue=True, cost_ps=time.issue_ps, before=tuple(before)))
+        nodes.append(Node(op=op.name, issue=True, cost_ps=time.issue_ps + time.post_ps, before=tuple(before)))
         before = [(issue[op.name], 0), *ends(deps)]
         if op.name not in by_host:
             same = behind(place, 0, of_lane[lanes[op.name]])

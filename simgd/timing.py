@@ -21,7 +21,8 @@ class OpTime:
     collectives move data while this op runs. Of a collective, the first `latency_ps` claim no bandwidth; `use` is the
     share of each resource that it takes when alone. It needs the host to look `looks` times before it has ended, each
     time after an equal part of its data has moved (0: it needs nobody). Where the link has saved up a burst, it takes
-    `least_ps` at least.
+    `least_ps` at least. To start it takes the host `post_ps` of its time, if the lane is free when it is issued; else
+    whoever frees the lane does that as well.
     """
 
     issue_ps: int = 0
@@ -32,6 +33,7 @@ class OpTime:
     use: Mapping[str, float] = field(default_factory=dict)
     looks: int = 0
     least_ps: int = 0
+    post_ps: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,7 +23,7 @@ SCHEDULES = ("sync", "bucketed:256KiB", "layerwise", "async:1:256KiB", "async_la
 WORKLOADS = ("convolution", "attention", "perceptron")
 
 #: Iterations of a run, of which the first five are a warm-up: three starts give 210 to judge an interval by.
-STEPS = 75
+STEPS = 30
 
 KINDS = (("mpi", "real"), ("gloo", "real"), ("mpi", "emulated"), ("gloo", "emulated"))
 

@@ -46,13 +46,13 @@ def plan(case: Case) -> Plan:
         optimizer="sgd",
         compute=given.compute,
         execution=execution_of(given.backend, None),
-        progress=usual_progress(given.backend, given.compute),
+        progress=usual_progress(given.backend),
         trace_steps=3,
         op_seconds=op_seconds(found) if given.compute == "emulated" else None,
     )
 
 
-progress = usual_progress(given.backend, given.compute)
+progress = usual_progress(given.backend)
 if given.backend == "mpi":
     from executor.backends.mpi import open_mpi
 

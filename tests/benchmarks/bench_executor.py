@@ -185,7 +185,7 @@ def compared(backend: Any, name: str, spec: str, arguments: dict[str, Any], batc
     """Return the seconds of pairs of blocks, ours and DDP's, each on its slower rank."""
     workload = from_spec(spec, arguments, name=name)
     steps = BLOCK[backend.name]
-    made = plan("bucketed:25MiB", workload, batch, "real", usual_progress(backend.name, "real"), steps)
+    made = plan("bucketed:25MiB", workload, batch, "real", usual_progress(backend.name), steps)
     if backend.device == "cuda":
         made = replace(made, execution=execution_of("nccl", None))
     rank = Rank(made, backend, training_cases.Nobody())
