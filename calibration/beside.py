@@ -18,9 +18,9 @@ What it leaves out
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import median
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -39,6 +39,9 @@ PAUSE_S = 4e-3
 
 #: Seconds of compute between two looks where the work on the core is measured.
 GAP_S = 0.5e-3
+
+
+Mode = Literal["none", "poll", "thread"]
 
 
 class Beside(NamedTuple):
@@ -113,6 +116,44 @@ class Neighbours:
         posts = [self._post_s(nbytes) for nbytes in SIZES for _ in range(REPEATS)]
         post_s = median(max(own) for own in zip(*self._backend.exchange(posts), strict=True))
         return Beside(call_s, s_per_byte, looks, look_bytes, look_s, share, post_s)
+
+    def hidden(self, mode: Mode, nbytes: int, alone_s: float, empty: int) -> float:
+        """Return the share of an all-reduce of *nbytes* that is done behind compute of *alone_s*; a median."""
+        found = []
+        for _ in range(REPEATS):
+            self._note.at(WAITING)
+            pieces = 0 if self._asleep else self._pieces_of(GAP_S)
+            slices = max(1, round(alone_s / GAP_S))
+            self._backend.barrier()
+            if empty:
+                self._messages.once_s(Key("all_reduce", empty))
+            began = time.perf_counter()
+            self._slices(slices, pieces, lambda: None)
+            computed_s = time.perf_counter() - began
+            self._backend.barrier()
+            began = time.perf_counter()
+            pending = self._messages.start("all_reduce", self._messages.buffer(nbytes))
+            waiter = None
+            if mode == "thread":
+                waiter = threading.Thread(target=pending.wait, daemon=True)
+                waiter.start()
+            self._slices(slices, pieces, pending.done if mode == "poll" else lambda: None)
+            if waiter is not None:
+                waiter.join()
+            pending.wait()
+            exposed_s = time.perf_counter() - began - computed_s
+            found.append(max(self._backend.exchange(exposed_s)))
+        exposed: float = median(found)
+        return min(1.0, max(0.0, 1 - exposed / alone_s))
+
+    def _slices(self, count: int, pieces: int, between: Callable[[], object]) -> None:
+        """Compute, or sleep, *count* times `GAP_S`, and do something after each."""
+        for _ in range(count):
+            if self._asleep:
+                time.sleep(GAP_S)
+            else:
+                self._compute(pieces)
+            between()
 
     def _slowest(self, own: _Case) -> _Case:
         found: list[_Case] = [_Case(*each) for each in self._backend.exchange(tuple(own))]

@@ -19,15 +19,24 @@ from msgspec.structs import replace
 
 from calibration import beside, fits, local, machine, messages
 from calibration.messages import Key, Messages
-from executor import environment, processes
+from executor import comm, environment, processes
 from executor.assembling import About
 from executor.backends.protocol import Backend
-from executor.comm import Progress
 from executor.job import Task
 from executor.lanes import Note
 from executor.plan import Plan, execution_of
 from simgd.errors import BackendError
-from simgd.profile import CollectiveKind, CommunicationWork, Fit, Jitter, Library, PointToPoint, Profile
+from simgd.profile import (
+    CollectiveKind,
+    CommunicationWork,
+    Fit,
+    Jitter,
+    Library,
+    PointToPoint,
+    Profile,
+    Progress,
+    Sharing,
+)
 from simgd.provenance import Environment
 from simgd.run import BackendName
 from simgd.schedule import Communicate
@@ -58,7 +67,7 @@ class Wanted:
     workloads: Sequence[tuple[Workload, int, int]]
     optimizer: str
     asleep: bool
-    progress: Progress
+    progress: comm.Progress
     cluster: Cluster | None
     largest_bytes: int
     seed: int
@@ -77,7 +86,7 @@ class Wanted:
                 optimizer=self.optimizer,
                 compute="emulated" if self.asleep else "real",
                 execution=execution_of(self.backend, None),
-                progress=Progress(),
+                progress=comm.Progress(),
                 trace_steps=0,
                 op_seconds={op.name: local.SLEPT_S for op in schedule.ops if not isinstance(op.work, Communicate)},
             )
@@ -186,6 +195,8 @@ class _Making:
         if wanted.asleep:
             call_s, s_per_byte = self.messages.rested()
             together = together._replace(call_s=call_s, s_per_byte=s_per_byte)
+        largest = beside.SIZES[-1]
+        hidden = {mode: neighbours.hidden(mode, largest, alone[largest], empty) for mode in self._modes()}
         host = environment.host()
         boots: dict[str, Any] = {}
         ids = backend.exchange((processes.boot(), host))
@@ -202,7 +213,24 @@ class _Making:
             command=self.about.command,
         )
         cluster = self._cluster(times, len(boots), burst_s)
-        return self._put_together(cluster, where, found, times, together)
+        profile = self._put_together(cluster, where, found, times, together)
+        about: dict[str, Any] = {"origin": "measured", "source": profile.description}
+        return replace(
+            profile,
+            progress=tuple(
+                Progress(**about, mode=mode, nbytes=largest, hidden=share) for mode, share in hidden.items()
+            ),
+            sharing=tuple(
+                Sharing(**about, workload=workload.name, ranks=backend.ranks, factor=each.sharing)
+                for (workload, _, _), each in zip(wanted.workloads, found, strict=True)
+                if not wanted.asleep
+            ),
+        )
+
+    def _modes(self) -> tuple[beside.Mode, ...]:
+        """Return the ways of progress that the library allows here."""
+        own_thread = self.wanted.backend != "mpi"
+        return ("none", "poll", "thread") if own_thread or self.wanted.progress.thread else ("none", "poll")
 
     # --- steps -------------------------------------------------------------------------------------------------
 

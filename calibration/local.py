@@ -41,7 +41,8 @@ LEAST_TURNS = 3
 class Local(NamedTuple):
     """What local work costs, as entries of a profile, and each iteration's time over the median of its schedule.
 
-    `residual` is the share of the updates' time by which their costs by call, tensor and element miss it.
+    `residual` is the share of the updates' time by which their costs by call, tensor and element miss it; `sharing` how
+    many times as long an iteration takes on all ranks at once as on one of them alone.
     """
 
     layers: tuple[LayerTimes, ...]
@@ -50,6 +51,7 @@ class Local(NamedTuple):
     host: Host
     factors: list[float]
     residual: float
+    sharing: float
 
 
 class _Turns:
@@ -95,9 +97,27 @@ def measure(plans: Sequence[Plan], backend: Backend, note: Note, *, granted_s: f
             each.run()
             tick(f"{each.plan.workload.name}, {each.plan.schedule.name}", time.perf_counter() - started)
     found = backend.exchange([each.summary() for each in turns])
+    alone_s = _alone_s(turns[0], backend, note)
     slowest = max(found, key=lambda own: sum(middle for _, middle, _ in own))
     factors = [factor for own in found for _, _, each in own for factor in each]
-    return _local([plan.schedule for plan in plans], slowest, plans[0], source, factors)
+    sharing = max(own[0][1] for own in found) / alone_s
+    return _local([plan.schedule for plan in plans], slowest, plans[0], source, factors)._replace(sharing=sharing)
+
+
+def _alone_s(turns: "_Turns", backend: Backend, note: Note) -> float:
+    """Return the median iteration of the fastest rank while the others wait."""
+    found = []
+    for rank in range(backend.ranks):
+        own = turns.iterations
+        turns.iterations = []
+        note.at(WAITING)
+        backend.barrier()
+        if rank == backend.rank:
+            turns.run()
+            found.append(median(turns.iterations))
+        turns.iterations = own
+    note.at(WAITING)
+    return float(min(backend.exchange(found[0])))
 
 
 def _local(
@@ -159,8 +179,8 @@ def _local(
     # A rank that sleeps has no passes of its own: what it spends comes from the profile of one that computes.
     host = Host(**about, **nothing, iteration=iteration if asleep else 0.0, op=op_s)  # type: ignore[arg-type]
     if asleep:
-        return Local((), None, None, host, factors, 0.0)
-    return Local(tuple(passes), update, memory, host, factors, residual)
+        return Local((), None, None, host, factors, 0.0, 1.0)
+    return Local(tuple(passes), update, memory, host, factors, residual, 1.0)
 
 
 def _least(rows: Sequence[Sequence[float]], seconds: Sequence[float]) -> list[float]:

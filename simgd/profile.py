@@ -367,6 +367,40 @@ class Interference(Entry, frozen=True, kw_only=True):
         return (type(self).__name__, self.compute, self.path)
 
 
+class Progress(Entry, frozen=True, kw_only=True):
+    """The share of an all-reduce of `nbytes` that is done behind as much compute: when nobody looks at it, when the
+    rank polls it, when a thread waits for it. A record: predictions use `Execution` and `CommunicationWork`."""
+
+    mode: Literal["none", "poll", "thread"]
+    nbytes: float
+    hidden: float
+
+    def _check(self) -> None:
+        check_positive(ProfileError, f"progress {self.mode!r}", nbytes=self.nbytes)
+        if not 0 <= self.hidden <= 1:
+            raise ProfileError(f"progress {self.mode!r}: hides {self.hidden}; it must be from 0 to 1")
+
+    @property
+    def key(self) -> tuple[object, ...]:  # noqa: D102
+        return (type(self).__name__, self.mode)
+
+
+class Sharing(Entry, frozen=True, kw_only=True):
+    """How many times as long an iteration without communication takes on all `ranks` of a node at once as on one of
+    them alone. A record: layers' times are measured on all at once."""
+
+    workload: str
+    ranks: int
+    factor: float
+
+    def _check(self) -> None:
+        check_positive(ProfileError, f"sharing of {self.workload!r}", ranks=self.ranks, factor=self.factor)
+
+    @property
+    def key(self) -> tuple[object, ...]:  # noqa: D102
+        return (type(self).__name__, self.workload, self.ranks)
+
+
 class CommunicationWork(Entry, frozen=True, kw_only=True):
     """The library's own work on the processor for one collective: ``call_s + nbytes * s_per_byte``.
 
@@ -470,11 +504,23 @@ class Profile(Document, frozen=True, kw_only=True, tag="simgd profile"):
     library: Library | None = None
     interference: tuple[Interference, ...] = ()
     communication_work: CommunicationWork | None = None
+    progress: tuple[Progress, ...] = ()
+    sharing: tuple[Sharing, ...] = ()
     execution: Execution | None = None
     jitter: Jitter | None = None
     memory_overhead: MemoryOverhead | None = None
 
-    _lists: ClassVar[tuple[str, ...]] = ("steps", "layers", "curves", "fits", "updates", "links", "interference")
+    _lists: ClassVar[tuple[str, ...]] = (
+        "steps",
+        "layers",
+        "curves",
+        "fits",
+        "updates",
+        "links",
+        "interference",
+        "progress",
+        "sharing",
+    )
 
     def updated(self, later: "Profile") -> "Profile":
         """Return this profile with the entries of *later* added, which win where both speak of the same thing.

@@ -53,7 +53,9 @@ rate)
 run)
     shift
     rank=${PMI_RANK:-${RANK:-0}}
-    exec ip netns exec "simgd-r$rank" taskset -c "$((rank % $(nproc)))" "$@"
+    # nproc would say what OMP_NUM_THREADS says
+    cores=$(getconf _NPROCESSORS_ONLN)
+    exec ip netns exec "simgd-r$rank" taskset -c "$((rank % cores))" "$@"
     ;;
 down) down ;;
 *)
