@@ -139,7 +139,7 @@ def profile_for(on: str, cluster_: Cluster, given: Sequence[str]) -> Profile:
     for name in names("profile"):
         if _data_sheet(profile(name).cluster) == _data_sheet(cluster_):
             # Another machine with the same device: what was measured between devices stays with the machine it is of.
-            return msgspec.structs.replace(profile(name), name=f"{name}, costs of its device", curves=(), lines=())
+            return msgspec.structs.replace(profile(name), name=f"{name}, costs of its device", curves=(), fits=())
     return Profile(name=f"nominal {cluster_.name}", cluster=cluster_)
 
 

@@ -26,11 +26,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
+import msgspec
+
 from simgd import collectives, fabrics
 from simgd.collectives import Cost
 from simgd.errors import ClusterError, ProfileError
 from simgd.profile import CollectiveKind, Curve, Fit, Origin, Profile, weakest
 from simgd.topology import Cluster
+from simgd.units import Rate
 
 #: 90 % interval of the model. Against published NCCL curves (8 A100, 12 V100 of a DGX-2, 8 H100) it is within 0.25
 #: where bandwidth rules, but 0.6-0.8 too fast for small messages: NCCL's own latencies leave out launching and
@@ -174,7 +177,10 @@ class Network:
         if found is None:
             rates = {entry.kind: entry.bytes_per_s for entry in self.profile.links}
             places = fabrics.placement(self.cluster, ranks, devices)
-            found = fabrics.fabric(self.cluster, places, rates, self._scale() if scale is None else scale)
+            factors = self._scale() if scale is None else scale
+            # The rate of a kind that the profile says nothing of is a share of this cluster's, not of the profile's.
+            factors = {k: factor / (1.0 if k in rates else self._faster(k)) for k, factor in factors.items()}
+            found = fabrics.fabric(self.cluster, places, rates, factors)
             if scale is None:
                 later = self._later(found.inside)
                 net = self.cluster.interconnect.kind if self.cluster.interconnect is not None else ""
@@ -187,9 +193,13 @@ class Network:
     def _scale(self) -> dict[str, float]:
         """Return how many times as fast each kind of link is as where the profile was made, by nominal rates and by
         `link_scale`."""
+        kinds = [*nominal(self.cluster), *self.link_scale]
+        return {kind: self._faster(kind) * self.link_scale.get(kind, 1.0) for kind in kinds}
+
+    def _faster(self, kind: str) -> float:
+        """Return how many times as fast a kind of link is nominally as where the profile was made."""
         here, there = nominal(self.cluster), nominal(self.profile.cluster)
-        kinds = {kind: here[kind][0] / there[kind][0] for kind in here if kind in there}
-        return {kind: kinds.get(kind, 1.0) * self.link_scale.get(kind, 1.0) for kind in [*here, *self.link_scale]}
+        return here[kind][0] / there[kind][0] if kind in here and kind in there else 1.0
 
     def _later(self, kind: str) -> float:
         """Return how much longer the latency of a kind of link is than where the profile was made."""
@@ -323,18 +333,17 @@ class Network:
         fits = [fit for fit in self.profile.fits if (fit.kind, fit.ranks, fit.nodes) == about]
         return self._fitted(kind, ranks, devices, fits) if fits else None
 
-    def _fitted(
-        self, kind: CollectiveKind, ranks: int, devices: tuple[int, ...], fits: Sequence[Fit]
-    ) -> _Correction:
+    def _fitted(self, kind: CollectiveKind, ranks: int, devices: tuple[int, ...], fits: Sequence[Fit]) -> _Correction:
         """Return fitted / modelled time of fits of one call, which were taken at one rate of the interconnect or more.
 
         The model below the fraction runs at the rate that its numerator speaks of, so that what comes out at that rate
         is what was fitted.
         """
         net, origin = self.cluster.interconnect, self.profile.cluster.interconnect
-        if net is None or origin is None or fits[0].nodes == 1:
+        crosses = fits[0].nodes > 1
+        if not crosses or net is None or origin is None or net.kind != origin.kind:
             ratio = _ratio_to(fits[-1], self._model(kind, ranks, devices, {})[0])
-            return _weakened(ratio) if self._moved() else ratio
+            return _weakened(ratio) if crosses or self._moved() else ratio
         there = float(origin.bandwidth)
         at: dict[float, Fit] = {}
         for fit in fits:
@@ -355,6 +364,14 @@ class Network:
         ratio = _between_rates((slow, at[slow]), (fast, at[fast]), wanted, base)
         inside = slow < wanted < fast and not self._moved({net.kind: float(net.bandwidth)})
         return ratio if inside else _weakened(ratio)
+
+
+def at_link_rate(cluster: Cluster, bytes_per_s: float) -> Cluster:
+    """Return *cluster* with another nominal rate of its interconnect; as it is for 0, or if it has none."""
+    if not bytes_per_s or cluster.interconnect is None:
+        return cluster
+    net = msgspec.structs.replace(cluster.interconnect, bandwidth=Rate(bytes_per_s))
+    return msgspec.structs.replace(cluster, interconnect=net)
 
 
 def _same_rate(a: float, b: float) -> bool:
