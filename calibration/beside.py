@@ -29,13 +29,14 @@ from executor.backends.protocol import Backend
 from executor.comm import Progress
 from executor.emulated import NAP_NS
 from executor.lanes import WAITING, Note
+from simgd.timing import COOL_PS
 
 #: Sizes of the all-reduces, and repeats of each case.
 SIZES = (2**15, 2**17, 2**18, 2**19, 2**20)
 REPEATS = 7
 
-#: Seconds of compute, or sleep, before a collective whose start is timed.
-PAUSE_S = 4e-3
+#: Seconds of compute, or sleep, before a collective whose start is timed: the caches still hold it, or not.
+PAUSES_S = (2e-4, COOL_PS * 1e-12)
 
 #: Seconds of compute between two looks where the work on the core is measured.
 GAP_S = 0.5e-3
@@ -47,7 +48,7 @@ Mode = Literal["none", "poll", "thread"]
 class Beside(NamedTuple):
     """What was found: ``call_s + nbytes * s_per_byte`` of the core for each collective; ``looks + nbytes / look_bytes``
     looks (`look_bytes` 0: none are needed), each `look_s` late; the share of its speed that a collective keeps; and
-    what it takes to start one after a pause."""
+    what it takes to start one soon after another, and how much more after a pause."""
 
     call_s: float
     s_per_byte: float
@@ -56,6 +57,7 @@ class Beside(NamedTuple):
     look_s: float
     share: float
     post_s: float
+    cold_s: float
 
 
 class _Case(NamedTuple):
@@ -113,9 +115,8 @@ class Neighbours:
         if not polled:
             kept = [alone_s[nbytes] / median(case.seconds for case in cases[nbytes]) for nbytes in SIZES[1:]]
             share = min(1.0, median(kept))
-        posts = [self._post_s(nbytes) for nbytes in SIZES for _ in range(REPEATS)]
-        post_s = median(max(own) for own in zip(*self._backend.exchange(posts), strict=True))
-        return Beside(call_s, s_per_byte, looks, look_bytes, look_s, share, post_s)
+        soon_s, late_s = (self._posts_s(pause_s) for pause_s in PAUSES_S)
+        return Beside(call_s, s_per_byte, looks, look_bytes, look_s, share, soon_s, max(0.0, late_s - soon_s))
 
     def hidden(self, mode: Mode, nbytes: int, alone_s: float, empty: int) -> float:
         """Return the share of an all-reduce of *nbytes* that is done behind compute of *alone_s*; a median."""
@@ -169,14 +170,20 @@ class Neighbours:
         self._compute(50)
         return max(1, round(seconds / (time.perf_counter() - begin) * 50))
 
-    def _post_s(self, nbytes: int) -> float:
-        """Return what starting one collective takes after compute, or sleep, of a few milliseconds."""
+    def _posts_s(self, pause_s: float) -> float:
+        """Return what starting a collective takes after compute, or sleep, of *pause_s*: the median of all sizes."""
+        posts = [self._post_s(nbytes, pause_s) for nbytes in SIZES for _ in range(REPEATS)]
+        return median(max(own) for own in zip(*self._backend.exchange(posts), strict=True))
+
+    def _post_s(self, nbytes: int, pause_s: float) -> float:
         self._note.at(WAITING)
+        pieces = 0 if self._asleep else self._pieces_of(pause_s)
         self._backend.barrier()
+        self._messages.once_s(Key("all_reduce", nbytes))
         if self._asleep:
-            time.sleep(PAUSE_S)
+            time.sleep(pause_s)
         else:
-            self._compute(self._pieces_of(PAUSE_S))
+            self._compute(pieces)
         begin = time.perf_counter()
         pending = self._messages.start("all_reduce", self._messages.buffer(nbytes))
         started = time.perf_counter()

@@ -307,7 +307,9 @@ class _Making:
             layers=tuple(entry for each in found for entry in each.layers),
             updates=tuple({e.update.key: e.update for e in found if e.update is not None}.values()),
             memory=next((each.memory for each in found if each.memory is not None), None),
-            host=replace(largest.host, collective=together.post_s) if largest is not None else None,
+            host=replace(largest.host, collective=together.post_s, cold=together.cold_s)
+            if largest is not None
+            else None,
             fits=self._fits(cluster, times),
             point_to_point=self._points(times),
             library=Library(origin="assumed", source="the executor's backend", name="mpi"),

@@ -74,7 +74,7 @@ def ensemble(
     """
     if slowdowns.ndim != 2 or not slowdowns.size:
         raise ValueError(f"slowdowns have shape {slowdowns.shape}; they need (iterations, ranks), none of them 0")
-    if timing.burst_ps or any(time.looks or time.post_ps for time in timing.ops.values()):
+    if timing.burst_ps or timing.cold_ps or any(time.looks or time.post_ps for time in timing.ops.values()):
         raise ScheduleError(
             f"schedule {schedule.name!r}: collectives that need the host's looks, or links that save up a burst, are "
             "simulated rank by rank only"

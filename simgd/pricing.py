@@ -151,6 +151,7 @@ class Prices:
             in_flight=self.execution.in_flight,
             run_ahead=self.execution.run_ahead,
             burst_ps=self._burst_ps(what_if),
+            cold_ps=0 if self.ranks == 1 else units.picoseconds(pricing.host.cold),
         )
         return Priced(
             timing=timing,

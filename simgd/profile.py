@@ -123,7 +123,8 @@ class Efficiency(Entry, frozen=True, kw_only=True):
 
 class Host(Entry, frozen=True, kw_only=True):
     """Seconds of host time to issue one forward or backward kernel, collective (with its hook), update or copy;
-    to return from a wait; once an iteration (data, loss, loop); and for every op of the schedule (the runner's own)."""
+    to return from a wait; once an iteration (data, loss, loop); and for every op of the schedule (the runner's own).
+    `cold` is what a collective takes more, and starting it, where there was none before it for 10 ms or longer."""
 
     forward_kernel: float
     backward_kernel: float
@@ -133,6 +134,7 @@ class Host(Entry, frozen=True, kw_only=True):
     wait: float
     iteration: float
     op: float = 0.0
+    cold: float = 0.0
 
     def _check(self) -> None:
         numbers = {name: getattr(self, name) for name in self.__struct_fields__ if name not in Entry.__struct_fields__}

@@ -34,7 +34,7 @@ class Program(Instances):
         self.least = [min(time.least_ps, time.run_ps) for time in times]
         self.post = [time.post_ps for time in times]
         # Whether a collective's time depends on more than its work and what runs beside it
-        self.stateful = any(self.looks) or any(self.post) or timing.burst_ps > 0
+        self.stateful = any(self.looks) or any(self.post) or timing.burst_ps > 0 or timing.cold_ps > 0
         self.slowed = [time.slowed for time in times]
         # Slow-downs of collectives as levels: small integers compare faster than fractions, and far more often.
         factors = sorted({ONE, *(time.slows for time in times)})

@@ -12,6 +12,7 @@ Model
       after that; the data move meanwhile. If the lane is not free, whoever frees it starts the next one.
     - A collective that needs the host's looks moves an equal part of its data after each: the host looks whenever it
       begins an op of its own, and without pause while it waits for a collective.
+    - A collective, and posting it, take up to `cold_ps` more the longer there was none before.
     - An idle link saves up a burst (a token bucket): data that find it take that much less time, but `least_ps`.
     - While data move, local ops run `slowed` times slower, and the data move slower by the largest `slows` of the
       local ops that run on any rank: compute and update are one kind of work beside communication, and the slowest
@@ -38,7 +39,7 @@ from simgd.program import Program
 from simgd.schedule import Schedule
 from simgd.sharing import fair_rates
 from simgd.soundness import Derived
-from simgd.timing import ONE, Timing
+from simgd.timing import COOL_PS, ONE, Timing
 from simgd.trace import Trace
 
 #: Slow-down of local compute, by iteration and rank; of collectives, by iteration and op number.
@@ -179,7 +180,7 @@ class _Rank:
                 now = begin if skipped else begin + program.issue[k]
                 self.issued.append(now)
                 if program.post[k] and not skipped:
-                    now += program.post[k] if self.posted < program.timing.in_flight else 0
+                    now += program.post[k] + machine.cold(now) if self.posted < program.timing.in_flight else 0
                     self.posted += 1
                 self.issue_end = now
                 if machine.keep_rows and now > begin and program.lane[k] != "host":
@@ -335,7 +336,7 @@ class _Machine:
         self.left: dict[tuple[int, str], tuple[int | Fraction, int]] = {}
         self.part: dict[int, int] = {}
         self.unlooked = 0
-        self.savings = self.saved_since = 0
+        self.savings = self.saved_since = self.warm_since = 0
         # How much each rank slows the collectives, how many ranks do so by each level, and the heaviest level
         self.weight = [0] * ranks
         self.weights = [ranks, *(0 for _ in program.pace[1:])]
@@ -398,6 +399,7 @@ class _Machine:
                 return
             del self.met[k, iteration]
         latency, work = self.stretched(k, iteration)
+        latency += self.cold(env.now)
         if program.timing.burst_ps:
             self.save(env.now)
         plain = not (program.interferes or program.stateful) and program.timing.in_flight == 1
@@ -432,6 +434,13 @@ class _Machine:
                 if program.timing.burst_ps:
                     self.save(self.env.now)
         del self.part[k]
+        self.warm_since = self.env.now
+
+    def cold(self, now: int) -> int:
+        """Return what a collective takes more because there was none before it for so long."""
+        if self.part or not self.program.timing.cold_ps:
+            return 0
+        return self.program.timing.cold_ps * min(max(now - self.warm_since, 0), COOL_PS) // COOL_PS
 
     def save(self, now: int) -> None:
         """Let the link save up what it could have sent since it was last used."""
@@ -529,6 +538,7 @@ class _Machine:
         if program.stateful:
             idle = not self.moving
             saved = min(program.timing.burst_ps, self.savings + now - self.saved_since) if idle else self.savings
+            found.append(min(now - self.warm_since, COOL_PS) if idle and program.timing.cold_ps else 0)
             found.append((saved, self.unlooked, tuple(self.part.items()), tuple(rank.posted for rank in self.ranks)))
         return tuple(found)
 
