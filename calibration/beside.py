@@ -173,7 +173,8 @@ class Neighbours:
     def _posts_s(self, pause_s: float) -> float:
         """Return what starting a collective takes after compute, or sleep, of *pause_s*: the median of all sizes."""
         posts = [self._post_s(nbytes, pause_s) for nbytes in SIZES for _ in range(REPEATS)]
-        return median(max(own) for own in zip(*self._backend.exchange(posts), strict=True))
+        seconds: float = median(max(own) for own in zip(*self._backend.exchange(posts), strict=True))
+        return seconds
 
     def _post_s(self, nbytes: int, pause_s: float) -> float:
         self._note.at(WAITING)

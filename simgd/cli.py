@@ -371,6 +371,46 @@ def run_(
         _print(f"{out}" + (f"; timeline: {trace} (open it at ui.perfetto.dev)" if trace else ""))
 
 
+@app.command()
+def validate(
+    sources: Annotated[list[str], typer.Argument(help="runs, or a study's validation.toml")],
+    profile: Profiles = None,
+    on: Annotated[str | None, typer.Option("--on", help="cluster of the runs, if not the profile's")] = None,
+    max_error: Annotated[float | None, typer.Option(min=0, help="exit 1 where the mean error is larger: 0.05")] = None,
+    json: AsJson = False,
+    plot: Plot = None,
+) -> None:
+    """Compare runs with what a profile predicts of them, per run and per op."""
+    from calibration import campaign
+    from calibration import validation as library
+
+    _check_outputs(plot=plot)
+    tables = [source for source in sources if source.endswith(".toml")]
+    if tables and (len(sources) > 1 or profile or on):
+        raise FileError(f"{tables[0]}: says itself which runs and profiles belong together; give it alone")
+    if tables:
+        measured = campaign.read(tables[0])
+    elif not profile:
+        raise ProfileError("validate: give the --profile that is to predict the runs, as `simgd calibrate` writes it")
+    else:
+        runs = [run for source in sources for run in library.read_runs(source)]
+        names = ", ".join(Path(name).name for name in profile)
+        measured = [library.Measured(runs=runs, machine=campaign.machine_of(profile, on), profile=names)]
+    found = library.validate(measured)
+    if plot is not None:
+        from simgd import figures
+
+        figures.validation(found, *library.worst_traces(measured, found), plot)
+    if json:
+        _print_json(found)
+    else:
+        from simgd import validationreport
+
+        _print(validationreport.validation(found))
+    if max_error is not None and found.mean_abs_error is not None and found.mean_abs_error > max_error:
+        raise typer.Exit(_fail(f"validate: mean_abs_error is {found.mean_abs_error:.4f}, above {max_error:g}", 1))
+
+
 calibrate_app = typer.Typer(invoke_without_command=True)
 app.add_typer(calibrate_app, name="calibrate")
 

@@ -10,12 +10,14 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from simgd.figures import machines, pages, style
+from simgd.figures import validation as validations
 from simgd.figures.pages import WINDOW
 from simgd.figures.strips import Labelled
 from simgd.figures.style import kind_of_file
 from simgd.predict import MOST_WARM_UP, Prediction, Studied, trace_of
 from simgd.topology import Cluster
 from simgd.trace import Trace
+from simgd.validation import Validation
 
 __all__ = [
     "graph",
@@ -26,6 +28,7 @@ __all__ = [
     "timeline",
     "timeline_figure",
     "traced",
+    "validation",
 ]
 
 
@@ -57,6 +60,13 @@ def timeline_figure(traces: Labelled, *, window: float = WINDOW, rank: int = 0, 
     """Return what `timeline` writes; raise FileError if there is nothing."""
     with style.paper():
         return pages.timeline(traces, window=window, rank=rank, title=title)
+
+
+def validation(found: Validation, worst: str, traces: Labelled, path: str | Path) -> None:
+    """Write predicted against measured times, with the timelines of the *worst* case below, where there are any."""
+    kind_of_file(path)
+    with style.paper():
+        style.save(validations.draw(found, worst, traces), path)
 
 
 def graph_figure(cluster: Cluster) -> Figure:

@@ -18,7 +18,7 @@ from simgd.profile import Origin, weakest
 #: one is seen.
 WINDOW = 2.08
 
-_ROW_IN = 0.135
+ROW_IN = 0.135
 _LEFT_IN = 0.72
 _RIGHT_IN = 1.12
 _CURVES_IN = 2.15
@@ -72,7 +72,7 @@ def speedups(predictions: Sequence[Prediction], traces: Labelled) -> Figure:
     rows = 0 if single else _legend_rows(names)
     top_in = 0.4 + _LINE_IN * len(small) + _LEGEND_ROW_IN * rows
     panels_in = _BAR_IN * len(names) + 0.12 if single else _CURVES_IN
-    strips_in = timelines.height(found) * _ROW_IN if found else 0.0
+    strips_in = timelines.height(found) * ROW_IN if found else 0.0
     strips_top_in = top_in + panels_in + _AXIS_IN + _BETWEEN_IN
     page = Page(height_in=strips_top_in + strips_in + _AXIS_IN if found else strips_top_in - _BETWEEN_IN)
     page.titles(title, small)
@@ -93,7 +93,7 @@ def timeline(traces: Labelled, *, window: float, rank: int, title: str) -> Figur
         raise FileError("timeline: there is no trace to draw")
     found = strips(traces, window=window, rank=rank)
     top_in = 0.3 + (0.2 if title else 0.0)
-    page = Page(height_in=top_in + timelines.height(found) * _ROW_IN + _AXIS_IN)
+    page = Page(height_in=top_in + timelines.height(found) * ROW_IN + _AXIS_IN)
     if title:
         page.titles(title, ())
     _add_strips(page, found, top_in, window, f"rank {rank}", ())
@@ -135,7 +135,7 @@ def _add_legend(page: Page, axes: Axes, top_in: float, rows: int) -> None:
 def _add_strips(
     page: Page, found: Sequence[Strip], top_in: float, window: float, whose: str, colors: Sequence[str]
 ) -> None:
-    height_in = timelines.height(found) * _ROW_IN
+    height_in = timelines.height(found) * ROW_IN
     axes = page.axes(_LEFT_IN, top_in, page.width_in - _LEFT_IN - _RIGHT_IN, height_in)
     window_s = window * max(strip.period_s for strip in found)
     timelines.draw(axes, found, window_s=window_s, whose=whose, colors=colors)
