@@ -35,6 +35,9 @@ from simgd.timing import COOL_PS
 SIZES = (2**15, 2**17, 2**18, 2**19, 2**20)
 REPEATS = 7
 
+#: And sizes at which only looks are counted.
+SMALL_SIZES = (2**8, 2**10, 2**12, 2**16)
+
 #: Seconds of compute, or sleep, before a collective whose start is timed: the caches still hold it, or not.
 PAUSES_S = (2e-4, COOL_PS * 1e-12)
 
@@ -46,14 +49,13 @@ Mode = Literal["none", "poll", "thread"]
 
 
 class Beside(NamedTuple):
-    """What was found: ``call_s + nbytes * s_per_byte`` of the core for each collective; ``looks + nbytes / look_bytes``
-    looks (`look_bytes` 0: none are needed), each `look_s` late; the share of its speed that a collective keeps; and
+    """What was found: ``call_s + nbytes * s_per_byte`` of the core for each collective; how many `looks` one of
+    so many bytes needs (none: empty), each `look_s` late; the share of its speed that a collective keeps; and
     what it takes to start one soon after another, and how much more after a pause."""
 
     call_s: float
     s_per_byte: float
-    looks: int
-    look_bytes: float
+    looks: tuple[tuple[float, float], ...]
     look_s: float
     share: float
     post_s: float
@@ -86,37 +88,33 @@ class Neighbours:
         polled = self._progress.every > 0
         gap_s = NAP_NS * 1e-9 if polled and self._asleep else GAP_S
         cases: dict[int, list[_Case]] = {nbytes: [] for nbytes in SIZES}
-        counts: dict[int, list[int]] = {nbytes: [] for nbytes in SIZES}
+        counts: dict[int, list[int]] = {nbytes: [] for nbytes in (*SMALL_SIZES, *SIZES)}
         for _ in range(REPEATS):
             for nbytes in SIZES:
                 begin = time.perf_counter()
                 cases[nbytes].append(self._slowest(self._beside(nbytes, gap_s, empty)))
                 tick(f"all_reduce of {nbytes} B beside compute", time.perf_counter() - begin)
         if polled:
-            for _ in range(2):
-                for nbytes in SIZES:
+            for _ in range(3):
+                for nbytes in counts:
                     begin = time.perf_counter()
-                    gap = max(1.2 * alone_s[nbytes], 4 * GAP_S)
+                    gap = max(1.2 * alone_s.get(nbytes, 0.0), 4 * GAP_S)
                     counts[nbytes].append(self._slowest(self._beside(nbytes, gap, empty)).looks)
                     tick(f"looks at all_reduce of {nbytes} B", time.perf_counter() - begin)
         call_s, s_per_byte = (0.0, 0.0) if self._asleep else _line(_stolen(cases))
-        looks, look_bytes = 0, 0.0
-        if polled:
-            first, each = _line({nbytes: float(median(found)) for nbytes, found in counts.items()})
-            if each > 0:
-                looks, look_bytes = round(first), 1 / each
+        looks = _growing({nbytes: float(median(found)) for nbytes, found in counts.items() if found})
         share, look_s = 1.0, 0.0
-        if polled and self._asleep and look_bytes:
+        if looks and self._asleep:
+            needed = dict(looks)
             late = [
-                (median(case.seconds for case in cases[nbytes]) - alone_s[nbytes]) / (looks + nbytes / look_bytes)
-                for nbytes in SIZES
+                (median(case.seconds for case in cases[nbytes]) - alone_s[nbytes]) / needed[nbytes] for nbytes in SIZES
             ]
             look_s = max(0.0, median(late))
         if not polled:
             kept = [alone_s[nbytes] / median(case.seconds for case in cases[nbytes]) for nbytes in SIZES[1:]]
             share = min(1.0, median(kept))
         soon_s, late_s = (self._posts_s(pause_s) for pause_s in PAUSES_S)
-        return Beside(call_s, s_per_byte, looks, look_bytes, look_s, share, soon_s, max(0.0, late_s - soon_s))
+        return Beside(call_s, s_per_byte, looks, look_s, share, soon_s, max(0.0, late_s - soon_s))
 
     def hidden(self, mode: Mode, nbytes: int, alone_s: float, empty: int) -> float:
         """Return the share of an all-reduce of *nbytes* that is done behind compute of *alone_s*; a median."""
@@ -228,6 +226,14 @@ class Neighbours:
             self._compute(looks * pieces)
             stolen_s = (seen - begin) - (time.perf_counter() - again)
         return _Case((ended[0] if ended else seen) - begin, stolen_s, looks)
+
+
+def _growing(counts: dict[int, float]) -> tuple[tuple[float, float], ...]:
+    """Return (bytes, looks) in order, none below the one before: more data never need fewer looks."""
+    found: list[tuple[float, float]] = []
+    for nbytes, looks in sorted(counts.items()):
+        found.append((float(nbytes), max(looks, found[-1][1] if found else 1.0)))
+    return tuple(found)
 
 
 def _stolen(cases: dict[int, list[_Case]]) -> dict[int, float]:

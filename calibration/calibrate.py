@@ -120,7 +120,7 @@ def task(wanted: Wanted) -> Task:
 def steps(wanted: Wanted) -> int:
     """Return how many measurements there are, if each size is settled after two rounds."""
     locally = len(wanted.workloads) * len(SCHEDULES) * local.TURNS
-    together = len(beside.SIZES) * (beside.REPEATS + (2 if wanted.progress.every else 0))
+    together = len(beside.SIZES) * beside.REPEATS + (27 if wanted.progress.every else 0)
     return locally + 2 * len(keys(wanted, 2)) + together
 
 
@@ -282,7 +282,6 @@ class _Making:
             execution,
             **about,
             looks=together.looks,
-            look_bytes=together.look_bytes,
             look_s=together.look_s,
             progress=max(together.share, 0.01),
         )
@@ -294,6 +293,7 @@ class _Making:
             iteration=_quantiles(factors),
             communication=_quantiles(spread),
         )
+        update = local.update_time([row for each in found for row in each.updates], wanted.optimizer, ranks)
         largest = max(found, key=lambda each: each.host.iteration, default=None)
         work = CommunicationWork(
             **about, call_s=together.call_s, s_per_byte=together.s_per_byte, shares_core=not wanted.asleep
@@ -305,8 +305,8 @@ class _Making:
             backend=wanted.backend,
             environment=where,
             layers=tuple(entry for each in found for entry in each.layers),
-            updates=tuple({e.update.key: e.update for e in found if e.update is not None}.values()),
-            memory=next((each.memory for each in found if each.memory is not None), None),
+            updates=(update,) if update is not None else (),
+            memory=local.memory_rate([row for each in found for row in each.copies], ranks),
             host=replace(largest.host, collective=together.post_s, cold=together.cold_s)
             if largest is not None
             else None,

@@ -12,13 +12,15 @@ from simgd.predict import Machine
 class Entry(Value, frozen=True, kw_only=True):
     """Files of runs, the profiles that predict them (the later wins), and the cluster where it is not the profile's.
 
-    `calibrated_on` names schedules of these runs that calibration has seen; `held_out` false says that it saw all.
+    `own_compute`: see `validation.Measured`. `calibrated_on` names schedules of these runs that calibration has seen;
+    `held_out` false says that it saw all.
     """
 
     files: tuple[str, ...]
     profile: tuple[str, ...]
     cluster: str = ""
     held_out: bool = True
+    own_compute: bool = False
     calibrated_on: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -54,6 +56,7 @@ def _measured(entry: Entry, folder: Path) -> Measured:
         machine=machine,
         profile=", ".join(Path(name).name for name in entry.profile),
         held_out=entry.held_out,
+        own_compute=entry.own_compute,
         seen=frozenset(entry.calibrated_on),
     )
 

@@ -38,19 +38,25 @@ SLEPT_S = 4e-4
 LEAST_TURNS = 3
 
 
-class Local(NamedTuple):
-    """What local work costs, as entries of a profile, and each iteration's time over the median of its schedule.
+class Row(NamedTuple):
+    """What an update or a copy took: so many calls (one), tensors and elements in so many seconds."""
 
-    `residual` is the share of the updates' time by which their costs by call, tensor and element miss it; `sharing` how
-    many times as long an iteration takes on all ranks at once as on one of them alone.
-    """
+    calls: float
+    tensors: float
+    elements: float
+    seconds: float
+
+
+class Local(NamedTuple):
+    """What local work costs: entries of a profile; rows of updates and copies, which those of other workloads join;
+    each iteration's time over the median of its schedule; and how many times as long an iteration takes on all ranks
+    at once as on one of them alone."""
 
     layers: tuple[LayerTimes, ...]
-    update: UpdateTime | None
-    memory: MemoryRate | None
+    updates: list[Row]
+    copies: list[Row]
     host: Host
     factors: list[float]
-    residual: float
     sharing: float
 
 
@@ -132,8 +138,8 @@ def _local(
     asleep = plan.compute != "real"
     forward: dict[str, list[float]] = {}
     backward: dict[str, list[float]] = {}
-    updates: list[tuple[float, float, float, float]] = []
-    copies: list[tuple[float, float, float]] = []
+    updates: list[Row] = []
+    copies: list[Row] = []
     loops: list[tuple[float, float, float]] = []
     for schedule, (ops, middle, _) in zip(schedules, found, strict=True):
         buckets = {bucket.name: bucket for bucket in schedule.buckets}
@@ -145,9 +151,9 @@ def _local(
                     backward.setdefault(layer, []).append(seconds)
                 case Update(bucket=name):
                     bucket = buckets[name]
-                    updates.append((1.0, len(bucket.slices), bucket.elements, seconds))
+                    updates.append(Row(1.0, len(bucket.slices), bucket.elements, seconds))
                 case Map(bucket=name):
-                    copies.append((1.0, 8.0 * buckets[name].elements, seconds))
+                    copies.append(Row(1.0, 0.0, buckets[name].elements, seconds))
                 case _:
                     pass
         spent = SLEPT_S * sum(seconds > 0 for seconds in ops) if asleep else sum(ops)
@@ -163,24 +169,36 @@ def _local(
         )
         for direction, times in (("forward", forward), ("backward", backward))
     ]
-    update = memory = None
-    residual = 0.0
-    if updates:
-        call, tensor, element = _least([row[:-1] for row in updates], [row[-1] for row in updates])
-        update = UpdateTime(**about, optimizer=plan.optimizer, call_s=call, tensor_s=tensor, element_s=element)  # type: ignore[arg-type]
-        total = sum(row[-1] for row in updates)
-        missed = sum(abs(call + row[1] * tensor + row[2] * element - row[-1]) for row in updates)
-        residual = missed / total if total else 0.0
-    if copies:
-        kernel, each = _least([row[:-1] for row in copies], [row[-1] for row in copies])
-        if each > 0:
-            memory = MemoryRate(**about, bytes_per_s=1 / each, kernel=kernel)  # type: ignore[arg-type]
     nothing = dict.fromkeys(("forward_kernel", "backward_kernel", "collective", "update", "copy", "wait"), 0.0)
     # A rank that sleeps has no passes of its own: what it spends comes from the profile of one that computes.
     host = Host(**about, **nothing, iteration=iteration if asleep else 0.0, op=op_s)  # type: ignore[arg-type]
     if asleep:
-        return Local((), None, None, host, factors, 0.0, 1.0)
-    return Local(tuple(passes), update, memory, host, factors, residual, 1.0)
+        return Local((), [], [], host, factors, 1.0)
+    return Local(tuple(passes), updates, copies, host, factors, 1.0)
+
+
+def update_time(rows: Sequence[Row], optimizer: str, ranks: int) -> UpdateTime | None:
+    """Return what an update costs by call, tensor and element: the best by relative errors of all *rows*."""
+    if not rows:
+        return None
+    call, tensor, element = _least([[each / row.seconds for each in row[:3]] for row in rows], [1.0] * len(rows))
+    missed = [call + row.tensors * tensor + row.elements * element - row.seconds for row in rows]
+    off = sum(map(abs, missed)) / sum(row.seconds for row in rows)
+    source = f"{len(rows)} updates in place on {ranks} ranks; their costs miss them by {off:.0%} of their time"
+    return UpdateTime(
+        origin="measured", source=source, optimizer=optimizer, call_s=call, tensor_s=tensor, element_s=element
+    )
+
+
+def memory_rate(rows: Sequence[Row], ranks: int) -> MemoryRate | None:
+    """Return what a copy of gradients costs by call and byte, each read once and written once."""
+    if not rows:
+        return None
+    call, each = _least([(row.calls / row.seconds, 8 * row.elements / row.seconds) for row in rows], [1.0] * len(rows))
+    if not each:
+        return None
+    source = f"{len(rows)} copies of gradients in place on {ranks} ranks"
+    return MemoryRate(origin="measured", source=source, bytes_per_s=1 / each, kernel=call)
 
 
 def _least(rows: Sequence[Sequence[float]], seconds: Sequence[float]) -> list[float]:

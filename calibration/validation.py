@@ -6,8 +6,11 @@ Model
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import mean, median
+from typing import Any
+
+import msgspec
 
 from calibration.residuals import residuals
 from simgd import files
@@ -34,12 +37,17 @@ SEED = 0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """Runs, the machine that is to predict them, and which schedules of them calibration has seen."""
+    """Runs, the machine that is to predict them, and which schedules of them calibration has seen.
+
+    `own_compute` says that local work is predicted to take, all in all, what it took alone before and after each run:
+    for machines whose compute is faster at one time than at another.
+    """
 
     runs: Sequence[tuple[str, Run]]
     machine: Machine
     profile: str
     held_out: bool = True
+    own_compute: bool = False
     seen: frozenset[str] = field(default_factory=frozenset)
 
 
@@ -70,19 +78,53 @@ def _compared(measured: Measured) -> list[Comparison]:
     found = []
     for schedules in by_job.values():
         groups = list(schedules.values())
-        first = groups[0][0]
-        predictions = predict(
-            measured.machine,
-            job_of(first, measured.machine.profile),
-            [first.ranks],
-            [group[0].schedule for group in groups],
-            baseline="sync",
-            seed=SEED,
-        )
-        found += [
-            _comparison(measured, group, prediction) for group, prediction in zip(groups, predictions, strict=True)
-        ]
+        predictions = _predicted(measured.machine, [group[0] for group in groups])
+        for group, prediction in zip(groups, predictions, strict=True):
+            here = measured
+            if measured.own_compute:
+                factor = mean(run.compute_s for run in group) / prediction.compute_s
+                here = replace(measured, machine=_slower(measured.machine, factor))
+                (prediction,) = _predicted(here.machine, group[:1])
+            found.append(_comparison(here, group, prediction))
     return found
+
+
+def _predicted(machine: Machine, runs: Sequence[Run]) -> tuple[Prediction, ...]:
+    """Return what *machine* predicts of *runs*, which differ in their schedules only."""
+    first = runs[0]
+    schedules = [run.schedule for run in runs]
+    return predict(machine, job_of(first, machine.profile), [first.ranks], schedules, baseline="sync", seed=SEED)
+
+
+def _slower(machine: Machine, factor: float) -> Machine:
+    """Return the machine with local work that takes *factor* times as long."""
+    profile = machine.profile
+    scaled: dict[str, Any] = {
+        "layers": tuple(
+            msgspec.structs.replace(
+                entry,
+                seconds={name: seconds * factor for name, seconds in entry.seconds.items()},
+                rest_s=entry.rest_s * factor,
+            )
+            for entry in profile.layers
+        ),
+        "updates": tuple(
+            msgspec.structs.replace(
+                entry,
+                call_s=entry.call_s * factor,
+                tensor_s=entry.tensor_s * factor,
+                element_s=entry.element_s * factor,
+            )
+            for entry in profile.updates
+        ),
+    }
+    if profile.host is not None:
+        changes = {"op": profile.host.op * factor, "iteration": profile.host.iteration * factor}
+        scaled["host"] = msgspec.structs.replace(profile.host, **changes)
+    if profile.memory is not None:
+        rate, kernel = profile.memory.bytes_per_s / factor, profile.memory.kernel * factor
+        scaled["memory"] = msgspec.structs.replace(profile.memory, bytes_per_s=rate, kernel=kernel)
+    return Machine(machine.cluster, msgspec.structs.replace(profile, **scaled))
 
 
 def check(where: str, run: Run, profile: Profile) -> None:

@@ -265,7 +265,7 @@ class _Pricing:
             stolen = 1 / Fraction(1 - share).limit_denominator(100)
             self._note("interference", work.origin)
         if execution.look_s:
-            late_s = execution.look_s * sum(map(self._all_looks, sizes))
+            late_s = execution.look_s * sum(map(execution.looks_at, sizes))
             delayed = Fraction(1 + late_s / alone_s).limit_denominator(100)
             self._note("interference", execution.origin)
         return stolen, delayed
@@ -275,14 +275,10 @@ class _Pricing:
         work = self.prices.profile.communication_work
         return work.call_s + nbytes * work.s_per_byte if work is not None else 0.0
 
-    def _all_looks(self, nbytes: int) -> int:
-        """Return how often the host must look at a collective."""
-        execution = self.prices.execution
-        return execution.looks + round(nbytes / execution.look_bytes) if execution.look_bytes else 0
-
     def _looks(self, nbytes: int) -> int:
-        """Return for how many of them it waits for an op to begin."""
-        return 0 if self.prices.execution.look_s else self._all_looks(nbytes)
+        """Return how often a collective waits for the host to begin an op, and look."""
+        execution = self.prices.execution
+        return 0 if execution.look_s else execution.looks_at(nbytes)
 
     def _collective(self, work: Communicate, issue_s: float) -> OpTime:
         if self.alone:
@@ -297,7 +293,7 @@ class _Pricing:
         self.algorithms[demand.algorithm] = None
         self._widest = demand.uncertainty
         post_s, latency_s = 0.0, demand.latency_s
-        if self.prices.execution.look_bytes:
+        if self.prices.execution.looks:
             # Without a thread that would do it, the host itself starts it, or whoever frees the lane; and no part of a
             # message waits for looks longer than the smallest one takes.
             post_s = self.host.collective

@@ -426,9 +426,11 @@ class Execution(Entry, frozen=True, kw_only=True):
     which needs a finished collective makes the host wait (MPI, gloo) instead of the device (NCCL); `in_flight` how
     many collectives run at once; `run_ahead` how many iterations the host may be ahead of the compute lane; `progress`
     the share of its speed that a collective keeps while the rank computes (1: a NIC or a GPU moves the data; less: the
-    library needs the CPU). A library that progresses only when it is called (MPI) needs the host to look ``looks +
-    nbytes / look_bytes`` times before a collective has ended (`look_bytes` 0: it needs nobody). The host looks when it
-    begins an op; where `look_s` is not 0 it looks all the time, each look that much late.
+    library needs the CPU).
+
+    A library that progresses only when it is called (MPI) needs the host to look several times before a collective has
+    ended: `looks` are (bytes, looks), linear between them and beyond the last; empty, it needs nobody. The host looks
+    when it begins an op; where `look_s` is not 0 it looks all the time, each look that much late.
     """
 
     merged: bool = False
@@ -437,15 +439,30 @@ class Execution(Entry, frozen=True, kw_only=True):
     in_flight: int = 1
     run_ahead: int = 1
     progress: float = 1.0
-    looks: int = 0
-    look_bytes: float = 0.0
+    looks: tuple[tuple[float, float], ...] = ()
     look_s: float = 0.0
 
     def _check(self) -> None:
         check_positive(ProfileError, "execution", in_flight=self.in_flight, run_ahead=self.run_ahead)
-        check_not_negative(ProfileError, "execution", looks=self.looks, look_bytes=self.look_bytes, look_s=self.look_s)
+        check_not_negative(ProfileError, "execution", look_s=self.look_s)
+        if any(not 0 <= a < b or not 0 <= n <= m for (a, n), (b, m) in pairwise(self.looks)):
+            raise ProfileError("execution: looks must grow with the bytes")
         if not 0.01 <= self.progress <= 1:
             raise ProfileError(f"execution: progress is {self.progress}; it must be from 0.01 to 1")
+
+    def looks_at(self, nbytes: float) -> int:
+        """Return how often the host must look at a collective of *nbytes*.
+
+        >>> Execution(origin="measured", source="", looks=((1e3, 2.0), (2e3, 4.0))).looks_at(3e3)
+        6
+        """
+        if not self.looks:
+            return 0
+        if len(self.looks) == 1:
+            return round(self.looks[0][1])
+        place = next((place for place, (size, _) in enumerate(self.looks) if nbytes <= size), len(self.looks) - 1)
+        (a, n), (b, m) = self.looks[max(place - 1, 0)], self.looks[max(place, 1)]
+        return round(n + (m - n) * max(0.0, (nbytes - a) / (b - a)))
 
 
 class Jitter(Entry, frozen=True, kw_only=True):

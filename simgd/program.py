@@ -1,9 +1,10 @@
 """A schedule and its costs as arrays by op number: what the simulators of one rank and of many ranks run."""
 
 import math
+from collections.abc import Sequence
 
 from simgd.instances import Instances
-from simgd.schedule import Schedule
+from simgd.schedule import Backward, Communicate, Forward, Schedule, Work
 from simgd.soundness import Derived
 from simgd.timing import ONE, Timing
 
@@ -33,6 +34,8 @@ class Program(Instances):
         self.looks = [time.looks for time in times]
         self.least = [min(time.least_ps, time.run_ps) for time in times]
         self.post = [time.post_ps for time in times]
+        # A pass begins with the hook of its module besides; a backward pass ends with those of a layer's two tensors.
+        self.looks_before = _looks([op.work for op in ops])
         # Whether a collective's time depends on more than its work and what runs beside it
         self.stateful = any(self.looks) or any(self.post) or timing.burst_ps > 0 or timing.cold_ps > 0
         self.slowed = [time.slowed for time in times]
@@ -48,3 +51,17 @@ class Program(Instances):
         self.unit = math.lcm(*(factor.numerator for factor in (*self.slowed, *factors)))
         self.pace = [self.unit * factor.denominator // factor.numerator for factor in factors]
         self.slowed_pace = [self.unit * factor.denominator // factor.numerator for factor in self.slowed]
+
+
+def _looks(works: Sequence[Work]) -> list[int]:
+    """Return how often a host that polls looks at its collectives where each op begins.
+
+    It looks at the begin of each op, in the hook before a module's forward pass, and in that of each tensor's gradient.
+    """
+    found = []
+    local: Work | None = None
+    for work in works:
+        found.append(1 + isinstance(work, Forward) + 2 * isinstance(local, Backward))
+        if not isinstance(work, Communicate):
+            local = work
+    return found

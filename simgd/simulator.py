@@ -11,7 +11,8 @@ Model
     - Where the library has no thread to start a collective, the host posts it if the comm lane is free, and goes on
       after that; the data move meanwhile. If the lane is not free, whoever frees it starts the next one.
     - A collective that needs the host's looks moves an equal part of its data after each: the host looks whenever it
-      begins an op of its own, and without pause while it waits for a collective.
+      begins an op of its own (before a pass several times in a row, see `program`), and without pause while it waits
+      for a collective. What a part takes of the host's time is in `slowed`.
     - A collective, and posting it, take up to `cold_ps` more the longer there was none before.
     - An idle link saves up a burst (a token bucket): data that find it take that much less time, but `least_ps`.
     - While data move, local ops run `slowed` times slower, and the data move slower by the largest `slows` of the
@@ -39,7 +40,7 @@ from simgd.program import Program
 from simgd.schedule import Schedule
 from simgd.sharing import fair_rates
 from simgd.soundness import Derived
-from simgd.timing import COOL_PS, ONE, Timing
+from simgd.timing import COOL_PS, LOOKS_SPAN_PS, ONE, Timing
 from simgd.trace import Trace
 
 #: Slow-down of local compute, by iteration and rank; of collectives, by iteration and op number.
@@ -97,6 +98,7 @@ class _Rank:
         self.landed: simpy.Event | None = None
         self.is_blocked = False
         self.unseen: list[simpy.Event] = []
+        self.looks_left = self.looked_at = 0
         self.posted = 0
         machine.env.process(self.host())
         for lane in program.lanes:
@@ -142,11 +144,22 @@ class _Rank:
             yield event
         self.is_blocked = False
 
-    def look(self) -> None:
-        """Let the collectives that wait for this host's look go on."""
+    def look(self, times: int = 1) -> None:
+        """Look *times* times in a row: let the collectives that wait for this host's look go on."""
+        self.looks_left = times
+        self.looked_at = self.machine.env.now
         for event in self.unseen:
             event.succeed()
         self.unseen.clear()
+
+    def has_looked(self) -> bool:
+        """Use one of the looks that the host takes just now, if any is left; one that waits looks without pause."""
+        if self.is_blocked:
+            return True
+        if self.machine.env.now - self.looked_at > LOOKS_SPAN_PS or not self.looks_left:
+            return False
+        self.looks_left -= 1
+        return True
 
     def published(self, events: Iterable[simpy.Event]) -> Iterator[simpy.Event]:
         """Yield *events*, each after the lanes have seen what is issued."""
@@ -188,7 +201,7 @@ class _Rank:
                 if program.lane[k] == "host":
                     self.publish()
                     yield from self.blocked(self.ready(program.deps[k], iteration))
-                    self.look()
+                    self.look(program.looks_before[k])
                     if now > env.now:
                         yield env.timeout(now - env.now)
                     start = env.now
@@ -423,7 +436,7 @@ class _Machine:
             self.part[k] = part
             share = work * (part + 1) // parts - work * part // parts
             if self.savings:
-                taken = min(self.savings, max(share - least // parts, 0))
+                taken = min(self.savings, max(share - (0 if looks else least), 0))
                 self.savings -= taken
                 share -= taken
             if share:
@@ -449,16 +462,13 @@ class _Machine:
 
     def looked(self, k: int) -> _Steps:
         """Return when every rank has looked."""
-        events = []
+        self.unlooked += 1
         for rank in self.ranks:
-            if not rank.is_blocked:
+            while not rank.has_looked():
                 event = self.env.event()
                 rank.unseen.append(event)
-                events.append(event)
-        for event in events:
-            self.unlooked += 1
-            yield event
-            self.unlooked -= 1
+                yield event
+        self.unlooked -= 1
 
     def move(self, k: int, lane: str, work: int) -> _Steps:
         """Move the data of *work* picoseconds alone."""
@@ -539,6 +549,7 @@ class _Machine:
             idle = not self.moving
             saved = min(program.timing.burst_ps, self.savings + now - self.saved_since) if idle else self.savings
             found.append(min(now - self.warm_since, COOL_PS) if idle and program.timing.cold_ps else 0)
+            found += [(rank.looks_left, min(now - rank.looked_at, LOOKS_SPAN_PS + 1)) for rank in self.ranks]
             found.append((saved, self.unlooked, tuple(self.part.items()), tuple(rank.posted for rank in self.ranks)))
         return tuple(found)
 

@@ -16,6 +16,10 @@ ONE = Fraction(1)
 #: a pause of 0.1 ms, 44-91 after 4 ms, 102-174 after 20 ms (MPICH over TCP on a shaped link, AMD EPYC, ranks asleep).
 COOL_PS = 10_000_000_000
 
+#: Looks in a row, from the hooks of a layer's tensors and the begin of the next op, come within so long: one look took
+#: 20-60 us of the host (MPICH over TCP, AMD EPYC).
+LOOKS_SPAN_PS = 100_000_000
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpTime:
