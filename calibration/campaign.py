@@ -63,9 +63,8 @@ def _measured(entry: Entry, folder: Path) -> Measured:
 
 def machine_of(profiles: list[str], cluster: str | None) -> Machine:
     """Return the machine of *profiles*, on *cluster* if it is another one than they were measured on."""
-    on = cluster or profiles[0]
-    found = catalogue.cluster(on)
-    return Machine(found, catalogue.profile_for(on, found, profiles))
+    found = catalogue.cluster(cluster) if cluster else catalogue.profile(profiles[0]).cluster
+    return Machine(found, catalogue.profile_for(found.name, found, profiles))
 
 
 def _named(name: str, folder: Path) -> str:

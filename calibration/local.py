@@ -7,6 +7,9 @@ Model
     of a layer is the same op in every schedule. An update takes so much a call, a tensor and an element, a copy so much
     a call and a byte, and what is left of an iteration belongs to the loop: so much an iteration and an op.
 
+    Iterations of one turn scatter as single ones do. Turns differ as the machine's slow phases do, which all ranks
+    share: that is the costs' uncertainty.
+
 What it leaves out
     Ranks that differ. Work that a schedule adds to a pass besides its own (none of the named ones does).
 """
@@ -49,7 +52,7 @@ class Row(NamedTuple):
 
 class Local(NamedTuple):
     """What local work costs: entries of a profile; rows of updates and copies, which those of other workloads join;
-    each iteration's time over the median of its schedule; and how many times as long an iteration takes on all ranks
+    each iteration's time over the median of its turn; and how many times as long an iteration takes on all ranks
     at once as on one of them alone."""
 
     layers: tuple[LayerTimes, ...]
@@ -60,6 +63,16 @@ class Local(NamedTuple):
     sharing: float
 
 
+class Summary(NamedTuple):
+    """One schedule on one rank: seconds of each op and of an iteration, each iteration over the median of its turn,
+    and each turn's over that of all."""
+
+    ops: list[float]
+    iteration: float
+    factors: list[float]
+    drift: list[float]
+
+
 class _Turns:
     """One schedule on one rank, and what its ops took, by op, in seconds."""
 
@@ -67,7 +80,7 @@ class _Turns:
         self.rank = Rank(plan, backend, note)
         self.plan = plan
         self.durations: list[list[float]] = [[] for _ in plan.schedule.ops]
-        self.iterations: list[float] = []
+        self.turns: list[list[float]] = []
 
     def run(self) -> None:
         """Run a few iterations and note those behind the warm-up."""
@@ -75,15 +88,19 @@ class _Turns:
         lanes = self.rank.lanes(recorder, traced=0, communicating=False)
         steps = STEPS + WARM_UP
         self.rank.interpreter(lanes).run(steps, lambda iteration: None)
-        self.iterations += lanes.iterations_s()[WARM_UP:steps]
+        self.turns.append(lanes.iterations_s()[WARM_UP:steps])
         for k, found in enumerate(recorder.durations_ns):
             self.durations[k] += [ns * 1e-9 for iteration, ns in found if WARM_UP <= iteration < steps]
 
-    def summary(self) -> tuple[list[float], float, list[float]]:
-        """Return the median of each op, of the iterations, and each iteration over that."""
-        middle = median(self.iterations)
-        ops = [median(found) if found else 0.0 for found in self.durations]
-        return ops, middle, [each / middle for each in self.iterations]
+    def summary(self) -> Summary:
+        """Return the medians, and how single iterations and turns scatter around theirs."""
+        middle = median(seconds for turn in self.turns for seconds in turn)
+        return Summary(
+            ops=[median(found) if found else 0.0 for found in self.durations],
+            iteration=middle,
+            factors=[seconds / median(turn) for turn in self.turns for seconds in turn],
+            drift=[median(turn) / middle for turn in self.turns],
+        )
 
 
 def measure(plans: Sequence[Plan], backend: Backend, note: Note, *, granted_s: float, source: str, tick: Tick) -> Local:
@@ -102,38 +119,41 @@ def measure(plans: Sequence[Plan], backend: Backend, note: Note, *, granted_s: f
             backend.barrier()
             each.run()
             tick(f"{each.plan.workload.name}, {each.plan.schedule.name}", time.perf_counter() - started)
-    found = backend.exchange([each.summary() for each in turns])
+    found: list[list[Summary]] = backend.exchange([each.summary() for each in turns])
     alone_s = _alone_s(turns[0], backend, note)
-    slowest = max(found, key=lambda own: sum(middle for _, middle, _ in own))
-    factors = [factor for own in found for _, _, each in own for factor in each]
-    sharing = max(own[0][1] for own in found) / alone_s
-    return _local([plan.schedule for plan in plans], slowest, plans[0], source, factors)._replace(sharing=sharing)
+    slowest = max(found, key=lambda own: sum(each.iteration for each in own))
+    factors = [factor for own in found for each in own for factor in each.factors]
+    drift = np.quantile([ratio for own in found for each in own for ratio in each.drift], (0.05, 0.95))
+    uncertainty = min(float(drift[1] - drift[0]) / 2, 0.9)
+    sharing = max(own[0].iteration for own in found) / alone_s
+    made = _local([plan.schedule for plan in plans], slowest, plans[0], source, uncertainty)
+    return made._replace(factors=factors, sharing=sharing)
 
 
 def _alone_s(turns: "_Turns", backend: Backend, note: Note) -> float:
     """Return the median iteration of the fastest rank while the others wait."""
     found = []
     for rank in range(backend.ranks):
-        own = turns.iterations
-        turns.iterations = []
+        own = turns.turns
+        turns.turns = []
         note.at(WAITING)
         backend.barrier()
         if rank == backend.rank:
             turns.run()
-            found.append(median(turns.iterations))
-        turns.iterations = own
+            found.append(median(turns.turns[0]))
+        turns.turns = own
     note.at(WAITING)
     return float(min(backend.exchange(found[0])))
 
 
 def _local(
     schedules: Sequence[Schedule],
-    found: Sequence[tuple[list[float], float, list[float]]],
+    found: Sequence[Summary],
     plan: Plan,
     source: str,
-    factors: list[float],
+    uncertainty: float,
 ) -> Local:
-    about = {"origin": "measured", "source": source}
+    about = {"origin": "measured", "source": source, "uncertainty": uncertainty}
     job = {"workload": plan.workload.name, "batch": plan.batch, "tokens": plan.tokens}
     asleep = plan.compute != "real"
     forward: dict[str, list[float]] = {}
@@ -141,7 +161,7 @@ def _local(
     updates: list[Row] = []
     copies: list[Row] = []
     loops: list[tuple[float, float, float]] = []
-    for schedule, (ops, middle, _) in zip(schedules, found, strict=True):
+    for schedule, (ops, middle, _, _) in zip(schedules, found, strict=True):
         buckets = {bucket.name: bucket for bucket in schedule.buckets}
         for op, seconds in zip(schedule.ops, ops, strict=True):
             match op.work:
@@ -173,8 +193,8 @@ def _local(
     # A rank that sleeps has no passes of its own: what it spends comes from the profile of one that computes.
     host = Host(**about, **nothing, iteration=iteration if asleep else 0.0, op=op_s)  # type: ignore[arg-type]
     if asleep:
-        return Local((), [], [], host, factors, 1.0)
-    return Local(tuple(passes), updates, copies, host, factors, 1.0)
+        return Local((), [], [], host, [], 1.0)
+    return Local(tuple(passes), updates, copies, host, [], 1.0)
 
 
 def update_time(rows: Sequence[Row], optimizer: str, ranks: int) -> UpdateTime | None:

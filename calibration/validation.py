@@ -7,19 +7,22 @@ Model
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
 import msgspec
 
-from calibration.residuals import residuals
+from calibration.residuals import residuals, whole_iterations
 from simgd import files
-from simgd.errors import FileError, ProfileError
-from simgd.files import read_bytes
+from simgd.errors import FileError, ProfileError, RunError
+from simgd.files import check_positive, read_bytes
 from simgd.job import OPTIMIZERS, Job, job
 from simgd.predict import Machine, Prediction, predict, trace_of
 from simgd.profile import Dtype, LayerTimes, Profile, StepTime
+from simgd.provenance import Host
 from simgd.run import Run, Runs, counted
+from simgd.schedule import LANES
 from simgd.trace import Trace
 from simgd.validation import (
     LEAST_EXPOSED,
@@ -30,6 +33,7 @@ from simgd.validation import (
     validated,
     with_residuals,
 )
+from simgd.workload import Workload
 
 #: Noise of the predicted intervals is drawn with this seed.
 SEED = 0
@@ -51,28 +55,56 @@ class Measured:
     seen: frozenset[str] = field(default_factory=frozenset)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """A comparison, and a measured and the predicted trace of it, labelled; none where no run kept two iterations."""
+
+    comparison: Comparison
+    traces: tuple[tuple[str, Trace], ...] = ()
+
+
 def read_runs(path: str) -> list[tuple[str, Run]]:
     """Return the runs in a file, each with its place in words; raise FileError for a file of something else."""
+    if not Path(path).is_file() and Path(path + ".parts").is_dir():
+        raise FileError(f"{path}: its run did not end; `simgd show {path}` says how far it came")
     raw = files.parse(read_bytes(path), dict, where=path, toml=False)
     match raw.get("format"):
         case "simgd run":
             return [(path, files.convert(raw, Run, where=path))]
         case "simgd runs":
-            return [(path, run) for run in files.convert(raw, Runs, where=path).runs]
+            found = files.convert(raw, Runs, where=path).runs
+            if not found:
+                raise FileError(f"{path}: holds no runs")
+            return [(f"{path}: runs[{place}]", run) for place, run in enumerate(found)]
         case other:
-            found = f"holds {str(other)[:60]!r}" if other else "has no `format`"
-            raise FileError(f"{path}: {found}; validate reads what `simgd run --out` writes")
+            holds = f"holds {str(other)[:60]!r}" if other else "has no `format`"
+            raise FileError(f"{path}: {holds}; validate reads what `simgd run --out` writes")
 
 
-def validate(measured: Iterable[Measured]) -> Validation:
+def cases(measured: Iterable[Measured]) -> list[Case]:
     """Return the comparisons of all runs; raise a SimgdError where a profile cannot speak of a run."""
-    return validated([comparison for each in measured for comparison in _compared(each)])
+    return [case for each in measured for case in _cases(each)]
 
 
-def _compared(measured: Measured) -> list[Comparison]:
+def validate(found: Sequence[Case]) -> Validation:
+    """Return what the cases amount to; raise FileError where there are none."""
+    return validated([each.comparison for each in found])
+
+
+def worst_traces(found: Sequence[Case]) -> tuple[tuple[str, Trace], ...]:
+    """Return the traces, measured and predicted, of the worst case that has any; see `Validation.worst`."""
+    traced = (each for each in found if each.traces)
+    return max(traced, key=lambda each: each.comparison.severity, default=Case(comparison=found[0].comparison)).traces
+
+
+def _cases(measured: Measured) -> list[Case]:
     by_job: dict[tuple[object, ...], dict[str, list[Run]]] = {}
+    workloads: dict[str, tuple[str, Workload]] = {}
     for where, run in measured.runs:
         check(where, run, measured.machine.profile)
+        first, known = workloads.setdefault(run.workload.name, (where, run.workload))
+        if known != run.workload:
+            raise FileError(f"{where}: its workload {known.name!r} is not the one of {first}; compare it apart")
         about = (run.workload.name, run.batch_per_rank, run.tokens, run.optimizer, run.ranks, run.backend, run.compute)
         by_job.setdefault(about, {}).setdefault(run.schedule.digest, []).append(run)
     found = []
@@ -82,10 +114,13 @@ def _compared(measured: Measured) -> list[Comparison]:
         for group, prediction in zip(groups, predictions, strict=True):
             here = measured
             if measured.own_compute:
+                if not prediction.compute_s:
+                    name = measured.machine.profile.name
+                    raise ProfileError(f"profile {name!r}: compute takes no time; `own_compute` cannot scale it")
                 factor = mean(run.compute_s for run in group) / prediction.compute_s
                 here = replace(measured, machine=_slower(measured.machine, factor))
                 (prediction,) = _predicted(here.machine, group[:1])
-            found.append(_comparison(here, group, prediction))
+            found.append(_case(here, group, prediction))
     return found
 
 
@@ -128,32 +163,47 @@ def _slower(machine: Machine, factor: float) -> Machine:
 
 
 def check(where: str, run: Run, profile: Profile) -> None:
-    """Raise ProfileError if *profile* was measured over another library or on another processor than *run*."""
+    """Raise ProfileError if *profile* was measured over another library or on another processor than *run*, and
+    RunError if *run* cannot be right."""
+    check_positive(RunError, where, **{"iteration.median": run.iteration.median, "compute_s": run.compute_s})
+    ops = {op.name for op in run.schedule.ops}
+    for what, names, known in (("lane", run.trace.lanes, set(LANES)), ("op", run.trace.ops, ops)):
+        for name in names:
+            if name not in known:
+                raise RunError(f"{where}: trace: its {what} {name[:60]!r} is none of the schedule's")
     if profile.backend and profile.backend != run.backend:
         raise ProfileError(
             f"{where}: ran on {run.backend}, but profile {profile.name!r} was measured on {profile.backend}"
         )
-    if profile.environment is None:
+    if profile.environment is None or not profile.environment.hosts:
         return
-    for what, ours, theirs in (
-        ("processor", run.environment.hosts[0].processor, profile.environment.hosts[0].processor),
-        ("GPU", _gpu(run.environment.hosts[0].gpus), _gpu(profile.environment.hosts[0].gpus)),
-    ):
-        if ours != theirs:
+    hosts = (run.environment.hosts, profile.environment.hosts)
+    for what, (ours, theirs) in (("processors", map(_processors, hosts)), ("GPUs", map(_gpus, hosts))):
+        if not set(ours) <= set(theirs):
             raise ProfileError(
-                f"{where}: has the {what} {ours!r}, but profile {profile.name!r} was measured on {theirs!r}"
+                f"{where}: ran on {what} {', '.join(ours)}, but profile {profile.name!r} was measured on "
+                f"{', '.join(theirs) or 'none'}"
             )
 
 
-def _gpu(gpus: Sequence[str]) -> str:
-    return gpus[0] if gpus else ""
+def _processors(hosts: Sequence[Host]) -> list[str]:
+    return list(dict.fromkeys(host.processor for host in hosts))
+
+
+def _gpus(hosts: Sequence[Host]) -> list[str]:
+    return list(dict.fromkeys(gpu for host in hosts for gpu in host.gpus))
 
 
 def job_of(run: Run, profile: Profile) -> Job:
-    """Return the job of *run*, in the precision of the profile's times of its workload."""
+    """Return the job of *run*, in the precision of the profile's times of its workload.
+
+    The executor computes in 32 bits; where the profile has no times, torch's settings say whether through TF32.
+    """
     optimizer = run.optimizer.partition(":")[0]
     entries: tuple[LayerTimes | StepTime, ...] = (*profile.layers, *profile.steps)
-    dtype: Dtype = next((entry.dtype for entry in entries if entry.workload == run.workload.name), "fp32")
+    ours = [entry.dtype for entry in entries if entry.workload == run.workload.name and entry.dtype != "bf16"]
+    said: Dtype = "tf32" if run.environment.settings.get("tf32 convolutions") == "True" else "fp32"
+    dtype = ours[0] if ours else said
     return job(
         run.workload,
         batch=run.batch_per_rank,
@@ -163,12 +213,18 @@ def job_of(run: Run, profile: Profile) -> Job:
     )
 
 
-def _comparison(measured: Measured, runs: Sequence[Run], prediction: Prediction) -> Comparison:
+def _counted_s(run: Run) -> list[float]:
+    """Return the seconds of the single iterations of *run* that count."""
+    slowest_s = run.slowest_s
+    return [slowest_s[place] for place in counted(run.steps, run.warm_up, run.left_out)]
+
+
+def _case(measured: Measured, runs: Sequence[Run], prediction: Prediction) -> Case:
     first = runs[0]
     medians = [run.iteration.median for run in runs]
     middle = median(medians)
     noise = (max(medians) - min(medians)) / 2 / middle if len(runs) > 1 else None
-    single = [run.slowest_s[place] for run in runs for place in counted(run.steps, run.warm_up, run.left_out)]
+    single = [seconds for run in runs for seconds in _counted_s(run)]
     low, high = prediction.iteration_low_s, prediction.iteration_high_s
     error = prediction.median_s / middle - 1
     compute_s = mean(run.compute_s for run in runs)
@@ -206,32 +262,10 @@ def _comparison(measured: Measured, runs: Sequence[Run], prediction: Prediction)
         origin=prediction.origin,
         extrapolated=prediction.extrapolated,
     )
-    traced = next((run for run in runs if run.trace.rank), None)
+    traced = next((run for run in runs if len(whole_iterations(run.trace, run.schedule)) > 1), None)
     if traced is None:
-        return made
+        return Case(comparison=made)
     study = measured.machine.study(first.schedule, job_of(first, measured.machine.profile), first.ranks)
-    return with_residuals(made, residuals(trace_of(study), traced.trace, first.schedule))
-
-
-def worst_traces(measured: Sequence[Measured], found: Validation) -> tuple[str, list[tuple[str, Trace]]]:
-    """Return a title and the traces, measured and predicted, of the comparison with the largest error that has any."""
-    with_traces = [each for each in found.comparisons if each.residuals]
-    if not with_traces:
-        return "", []
-    worst = max(with_traces, key=lambda each: (each.counted, abs(each.relative_error)))
-    for each in measured:
-        for _, run in each.runs:
-            same = (run.workload.name, run.schedule.name, run.backend, run.compute, each.machine.cluster.name)
-            if run.trace.rank and same == (
-                worst.workload,
-                worst.schedule,
-                worst.backend,
-                worst.compute,
-                worst.cluster,
-            ):
-                study = each.machine.study(run.schedule, job_of(run, each.machine.profile), run.ranks)
-                title = (
-                    f"{worst.workload}, {worst.schedule}, {worst.cluster}, {worst.backend}: {worst.relative_error:+.1%}"
-                )
-                return title, [("measured", run.trace), ("predicted", trace_of(study))]
-    raise AssertionError("a comparison is of one of the runs")
+    predicted = trace_of(study)
+    made = with_residuals(made, residuals(predicted, traced.trace, first.schedule))
+    return Case(comparison=made, traces=(("measured", traced.trace), ("predicted", predicted)))

@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import platform
+import re
 import resource
 import subprocess
 import sys
@@ -29,11 +30,11 @@ def host() -> Host:
 def described(
     hosts: tuple[Host, ...], host_of_rank: list[int], *, library: str, launcher: str, command: str
 ) -> Environment:
-    """Return on what ranks of these *hosts* measure, here and now."""
+    """Return on what ranks of these *hosts* measure, here and now; of a library's file its name, not the folders."""
     return Environment(
         hosts=hosts,
         host_of_rank=host_of_rank,
-        library=library,
+        library=re.sub(r"/\S*/", "", library),
         launcher=launcher,
         versions=versions(),
         settings=settings(),

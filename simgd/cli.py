@@ -275,8 +275,13 @@ def show(
     text = showing.as_file(name, values) if toml else None
     if plot is not None:
         from simgd import figures
+        from simgd.profile import Profile
 
-        figures.graph(showing.cluster_of(name, values), plot)
+        drawn = showing.drawn(name, values)
+        if isinstance(drawn, Profile):
+            figures.profile(drawn, plot)
+        else:
+            figures.graph(drawn, plot)
     if text is not None:
         sys.stdout.write(text)
     else:
@@ -380,7 +385,7 @@ def validate(
     json: AsJson = False,
     plot: Plot = None,
 ) -> None:
-    """Compare runs with what a profile predicts of them, per run and per op."""
+    """Compare runs with their predictions, op by op."""
     from calibration import campaign
     from calibration import validation as library
 
@@ -396,11 +401,12 @@ def validate(
         runs = [run for source in sources for run in library.read_runs(source)]
         names = ", ".join(Path(name).name for name in profile)
         measured = [library.Measured(runs=runs, machine=campaign.machine_of(profile, on), profile=names)]
-    found = library.validate(measured)
+    cases = library.cases(measured)
+    found = library.validate(cases)
     if plot is not None:
         from simgd import figures
 
-        figures.validation(found, *library.worst_traces(measured, found), plot)
+        figures.validation(found, library.worst_traces(cases), plot)
     if json:
         _print_json(found)
     else:
@@ -445,7 +451,7 @@ def calibrate(
     from executor.comm import progress as read_progress
     from executor.plan import usual_progress
     from simgd import catalogue
-    from simgd.units import nbytes
+    from simgd.units import KIB, nbytes
 
     if backend not in ("mpi", "gloo"):
         raise unknown("backend", backend, ["mpi", "gloo"])
@@ -454,6 +460,8 @@ def calibrate(
     _check_suffix(out, (".json", ".json.gz"), "a profile is written as JSON")
     if not out.parent.is_dir() or out.is_dir():
         raise FileError(f"{out}: is a folder; name a file" if out.is_dir() else f"{out}: there is no such folder")
+    if nbytes(largest) < KIB:
+        raise ProfileError(f"--largest {largest}: must be 1KiB or more")
     jobs = [_job(name, batch, seq_len, optimizer, "fp32", "fp32") for name in workload or []]
     wanted = library.Wanted(
         name=out.name.partition(".")[0],
@@ -493,11 +501,36 @@ def calibrate(
         _print(f"{out}; predict with --on {out}")
 
 
+@calibrate_app.command("import")
+def import_(
+    file: Annotated[
+        list[str], typer.Argument(help="FILE, or FILE:name=value,name=value with what it does not say itself")
+    ],
+    out: Annotated[Path, typer.Option(help="JSON file to write")] = Path("profile.json"),
+    on: Annotated[str | None, typer.Option("--on", help="the cluster, if no file describes it")] = None,
+    json: AsJson = False,
+) -> None:
+    """Make a profile of output of nccl-tests, OSU benchmarks, nvidia-smi topo -m, NCCL and torch.profiler."""
+    from calibration import importing
+    from simgd import files
+
+    _check_suffix(out, (".json", ".json.gz"), "a profile is written as JSON")
+    name = out.name.partition(".")[0]
+    cluster, parts = importing.parts(file, name, on)
+    made = importing.merged(name, cluster, parts)
+    files.write(out, made)
+    if json:
+        _print_json(made)
+    else:
+        _print(importing.table(parts))
+        _print(f"{out}; predict with --on {out}")
+
+
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="folder for the picture and the timeline")] = Path("demo"),
 ) -> None:
-    """Predict AlexNet on a DGX-1, with a picture and a timeline."""
+    """Predict a DGX-1, then measure and check this machine."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -507,6 +540,67 @@ def demo(
     _print("")
     explain("alexnet", on="dgx1-p100", schedule="layerwise", ranks="8", batch=32)
     _print(f"\npicture: {picture}\ntimeline: {timeline} (open it at ui.perfetto.dev)")
+    backend = _library_here()
+    if backend is None:
+        _print("\nCalibrating and running on this machine needs MPI or torch: pip install 'simgd[mpich]' brings one.")
+        return
+    _loop(out, backend)
+
+
+def _library_here() -> str | None:
+    """Return a library over which ranks of this machine can talk, if one is installed."""
+    import shutil
+    from importlib.util import find_spec
+
+    beside = Path(sys.executable).parent / "mpiexec"
+    if find_spec("mpi4py") is not None and (beside.exists() or shutil.which("mpiexec")):
+        return "mpi"
+    return "gloo" if find_spec("torch") is not None else None
+
+
+#: What the demo runs on this machine: small enough for two ranks on two cores.
+_DEMO_WORKLOAD, _DEMO_SCHEDULES = "digits-cnn", ("sync", "layerwise", "async:1")
+
+
+def _loop(out: Path, backend: str) -> None:
+    """Calibrate two ranks of this machine, predict what they will take, run them and compare."""
+    import contextlib
+    import io
+    from importlib.util import find_spec
+
+    def step(told: str, line: str, *, quiet: bool = True) -> None:
+        _print(f"\n{told}\n$ simgd {line}")
+        shown = io.StringIO()
+        with contextlib.redirect_stdout(shown) if quiet else contextlib.nullcontext():
+            status = run(line.split())
+        if status:
+            raise typer.Exit(status)
+
+    real = find_spec("torch") is not None
+    here, picture = out / "here.json", out / "validation.png"
+    ranks = f"--backend {backend} --ranks 2"
+    compute = "real" if real else "emulated"
+    step(
+        "This machine: two ranks, measured",
+        f"calibrate {ranks} --workload {_DEMO_WORKLOAD} --compute {compute} --largest 1MiB --out {here}",
+    )
+    names = ",".join(_DEMO_SCHEDULES)
+    step(
+        "What two ranks will take",
+        f"predict {_DEMO_WORKLOAD} --on {here} --ranks 2 --schedules {names} --baseline sync",
+        quiet=False,
+    )
+    runs = []
+    for name in _DEMO_SCHEDULES:
+        runs.append(out / f"{name.replace(':', '-')}.json")
+        costs = "" if real else f" --compute emulated --profile {here}"
+        step(
+            "And what they do take",
+            f"run {name} --workload {_DEMO_WORKLOAD} {ranks} --steps 60 --out {runs[-1]}{costs}",
+        )
+    files = " ".join(map(str, runs))
+    step("How far apart", f"validate {files} --profile {here} --plot {picture}", quiet=False)
+    _print(f"\npicture: {picture}\nprofile: {here} (simgd show {here})")
 
 
 # --- from arguments to values ------------------------------------------------------------------------------------

@@ -7,9 +7,7 @@ from rich.text import Text
 
 from simgd.explain import Explanation
 from simgd.fabrics import Fabric
-from simgd.files import plain
 from simgd.predict import Prediction
-from simgd.profile import Entry, Profile
 from simgd.texttable import Fitting, table
 from simgd.topology import Cluster
 from simgd.units import show_bytes, show_rate, show_seconds
@@ -202,45 +200,6 @@ def cluster(value: Cluster, fabric: Fabric | None) -> RenderableType:
     return Group(
         Text(head, style="bold"), *(Text(line) for line in lines), made, *(Text(f"source: {text}") for text in sources)
     )
-
-
-def profile(value: Profile) -> RenderableType:
-    """Return every entry of a profile with its origin and source."""
-    made = table("entry", "value", "origin", "+-", "source", left=5)
-    made.columns[1].no_wrap = made.columns[4].no_wrap = False
-    made.columns[1].max_width, made.columns[4].max_width = 48, 110
-    for entry in entries(value):
-        fields = {key: item for key, item in plain(entry).items() if key not in ("origin", "source", "uncertainty")}
-        made.add_row(
-            type(entry).__name__,
-            _short(fields),
-            entry.origin,
-            f"{100 * entry.uncertainty:.0f} %",
-            entry.source,
-        )
-    return Group(Text(f"profile {value.name}: {value.description}", style="bold"), made)
-
-
-def entries(value: Profile) -> Iterable[Entry]:
-    """Yield all entries of a profile."""
-    for name in value.__struct_fields__:
-        found = getattr(value, name)
-        if isinstance(found, Entry):
-            yield found
-        elif isinstance(found, tuple):
-            yield from (entry for entry in found if isinstance(entry, Entry))
-
-
-def _short(fields: dict[str, object]) -> str:
-    parts = []
-    for key, value in fields.items():
-        if isinstance(value, float):
-            parts.append(f"{key} {value:.4g}")
-        elif isinstance(value, (list, tuple, dict)):
-            parts.append(f"{key}: {len(value)} values")
-        else:
-            parts.append(f"{key} {value}")
-    return ", ".join(parts)
 
 
 def _count(number: int, noun: str) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from rich.console import RenderableType
 from rich.text import Text
 
-from simgd import catalogue, files, report, runreport
+from simgd import catalogue, files, profilereport, report, runreport
 from simgd.errors import ClusterError, FileError, SimgdError, UnknownNameError, unknown
 from simgd.fabrics import Fabric
 from simgd.network import Network
@@ -71,13 +71,17 @@ def _read(name: str) -> Shown:
     return files.convert(raw, kind, where=name)
 
 
-def cluster_of(name: str, values: Sequence[Shown]) -> Cluster:
-    """Return the cluster among *values*; raise ClusterError where there is none to draw."""
+def drawn(name: str, values: Sequence[Shown]) -> Cluster | Profile:
+    """Return what of *values* a picture shows: a cluster, or a profile by itself if it holds times, else its cluster.
+
+    Raises ClusterError where there is nothing to draw.
+    """
     for value in values:
         if isinstance(value, Cluster):
             return value
         if isinstance(value, Profile):
-            return value.cluster
+            timed = value.fits or value.curves or value.layers or value.point_to_point
+            return value if timed else value.cluster
     raise ClusterError(f"{name}: only a cluster or a profile can be drawn")
 
 
@@ -100,7 +104,7 @@ def table(value: Shown, among: Sequence[Shown] = ()) -> RenderableType:
         case Cluster():
             return report.cluster(value, _fabric(value, among))
         case Profile():
-            return report.profile(value)
+            return profilereport.profile(value)
         case Run():
             return runreport.run(value)
         case Schedule():

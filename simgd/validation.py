@@ -9,6 +9,7 @@ Model
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 from statistics import mean, median
+from typing import Literal
 
 import msgspec
 
@@ -29,12 +30,16 @@ LEAST_EXPOSED = 0.02
 ENOUGH_ITERATIONS = 200
 
 
+What = Literal["run", "wait before", "issue"]
+
+
 class Residual(Value, frozen=True, kw_only=True, omit_defaults=False):
-    """One op of an iteration, or the wait before it: predicted and measured seconds on the slowest rank."""
+    """An op of an iteration, the wait before it on its lane, or its issuing by the host: predicted and measured seconds
+    on the slowest rank."""
 
     op: str
     lane: str
-    what: str
+    what: What
     predicted_s: float
     measured_s: float
 
@@ -77,6 +82,11 @@ class Comparison(Value, frozen=True, kw_only=True, omit_defaults=False):
     extrapolated: bool
     residuals: tuple[Residual, ...] = ()
 
+    @property
+    def severity(self) -> tuple[bool, float]:
+        """By which the worst comparison is found: one that counts, then the largest error."""
+        return self.counted, abs(self.relative_error)
+
 
 class Pair(Value, frozen=True, kw_only=True):
     """Two schedules of one workload that were measured in another order than predicted."""
@@ -89,7 +99,11 @@ class Pair(Value, frozen=True, kw_only=True):
 
 
 class Validation(Document, frozen=True, kw_only=True, tag="simgd validated", omit_defaults=False):
-    """All comparisons, and what they amount to; None where nothing counts."""
+    """All comparisons, and what they amount to; None where nothing counts.
+
+    `coverage_90` is the share of the `iterations` inside their intervals, `coverage_90_of_long` the same of those
+    `enough_iterations` comparisons alone that have `ENOUGH_ITERATIONS` or more.
+    """
 
     comparisons: tuple[Comparison, ...]
     mean_abs_error: float | None
@@ -97,6 +111,7 @@ class Validation(Document, frozen=True, kw_only=True, tag="simgd validated", omi
     max_abs_error: float | None
     rank_agreement: float | None
     coverage_90: float | None
+    coverage_90_of_long: float | None
     mean_abs_exposed_error: float | None
     pairs: int
     wrong_pairs: tuple[Pair, ...]
@@ -105,6 +120,12 @@ class Validation(Document, frozen=True, kw_only=True, tag="simgd validated", omi
     noisy_within: int
     iterations: int
     enough_iterations: int
+
+    @property
+    def worst(self) -> Comparison | None:
+        """The comparison with the largest error of those that say what was mispredicted."""
+        told = (each for each in self.comparisons if each.residuals)
+        return max(told, key=lambda each: each.severity, default=None)
 
 
 def validated(comparisons: Sequence[Comparison]) -> Validation:
@@ -115,8 +136,8 @@ def validated(comparisons: Sequence[Comparison]) -> Validation:
     errors = [abs(each.relative_error) for each in counted]
     exposed = [abs(each.exposed_error) for each in counted if each.exposed_error is not None]
     noisy = [each for each in comparisons if each.held_out and not each.counted]
-    iterations = sum(each.iterations for each in counted)
-    pairs = list(_pairs(comparisons))
+    long = [each for each in counted if each.iterations >= ENOUGH_ITERATIONS]
+    pairs = list(_pairs(counted))
     wrong = tuple(
         Pair(workload=a.workload, cluster=a.cluster, backend=a.backend, faster=a.schedule, slower=b.schedule)
         for a, b in pairs
@@ -128,16 +149,23 @@ def validated(comparisons: Sequence[Comparison]) -> Validation:
         median_abs_error=median(errors) if errors else None,
         max_abs_error=max(errors) if errors else None,
         rank_agreement=1 - len(wrong) / len(pairs) if pairs else None,
-        coverage_90=sum(each.covered * each.iterations for each in counted) / iterations if iterations else None,
+        coverage_90=_coverage(counted),
+        coverage_90_of_long=_coverage(long),
         mean_abs_exposed_error=mean(exposed) if exposed else None,
         pairs=len(pairs),
         wrong_pairs=wrong,
         counted=len(counted),
         noisy=len(noisy),
         noisy_within=sum(each.within for each in noisy),
-        iterations=iterations,
-        enough_iterations=sum(each.iterations >= ENOUGH_ITERATIONS for each in counted),
+        iterations=sum(each.iterations for each in counted),
+        enough_iterations=len(long),
     )
+
+
+def _coverage(comparisons: Sequence[Comparison]) -> float | None:
+    """Return the share of all their iterations that lie inside the interval, each iteration counted once."""
+    iterations = sum(each.iterations for each in comparisons)
+    return sum(each.covered * each.iterations for each in comparisons) / iterations if iterations else None
 
 
 def _pairs(comparisons: Sequence[Comparison]) -> Iterator[tuple[Comparison, Comparison]]:

@@ -1,11 +1,13 @@
 """Tables of a validation, for people."""
 
+from typing import assert_never
+
 from rich.console import Group, RenderableType
 from rich.text import Text
 
 from simgd.texttable import Fitting, table
 from simgd.units import show_seconds
-from simgd.validation import MOST_NOISE, Comparison, Residual, Validation
+from simgd.validation import ENOUGH_ITERATIONS, MOST_NOISE, NOISY_ERROR, Comparison, Residual, Validation
 
 #: Residuals that are told of the worst comparisons.
 SHOWN_CASES, SHOWN_RESIDUALS = 3, 4
@@ -44,7 +46,8 @@ def validation(found: Validation) -> RenderableType:
         Text(),
         *map(Text, figures(found)),
     ]
-    worst = sorted((each for each in found.comparisons if each.residuals), key=lambda each: -abs(each.relative_error))
+    told_of = [each for each in found.comparisons if each.residuals]
+    worst = sorted(told_of, key=lambda each: each.severity, reverse=True)
     for each in worst[:SHOWN_CASES]:
         parts.append(Text(f"\n{each.workload}, {each.schedule}, {each.relative_error:+.1%}; what differs most:"))
         parts += [Text(f"  {told(residual)}") for residual in each.residuals[:SHOWN_RESIDUALS]]
@@ -61,9 +64,11 @@ def _standing(each: Comparison) -> str:
 
 def figures(found: Validation) -> list[str]:
     """Return what the comparisons amount to, in sentences."""
-    lines = [f"{found.counted} held-out comparisons with noise up to {MOST_NOISE:.0%} count"]
+    lines = [f"{found.counted} of {len(found.comparisons)} count: held out, and noise up to {MOST_NOISE:.0%}"]
     if found.noisy:
-        lines[0] += f"; of {found.noisy} noisier ones {found.noisy_within} lie within 5 % plus their noise"
+        lines.append(
+            f"{found.noisy_within} of {found.noisy} noisier ones lie within {NOISY_ERROR:.0%} plus their noise"
+        )
     if found.mean_abs_error is not None and found.max_abs_error is not None and found.median_abs_error is not None:
         mean, middle, largest = found.mean_abs_error, found.median_abs_error, found.max_abs_error
         lines.append(f"error: mean {mean:.1%}, median {middle:.1%}, largest {largest:.1%}")
@@ -75,12 +80,22 @@ def figures(found: Validation) -> list[str]:
             lines.append(f"  not {pair.faster} before {pair.slower}: {pair.workload} on {pair.cluster}, {pair.backend}")
     if found.coverage_90 is not None:
         lines.append(f"intervals of 90 % hold {found.coverage_90:.1%} of {found.iterations} single iterations")
+    if found.coverage_90_of_long is not None:
+        count = f"{found.enough_iterations} comparisons of at least {ENOUGH_ITERATIONS} iterations"
+        lines.append(f"  and {found.coverage_90_of_long:.1%} of those of {count}")
     return lines
 
 
 def told(residual: Residual) -> str:
     """Return a residual in words."""
     measured, predicted = show_seconds(residual.measured_s), show_seconds(residual.predicted_s)
-    if residual.what == "run":
-        return f"{residual.op} takes {measured}, predicted {predicted}"
-    return f"{residual.lane} waits {measured} before {residual.op}, predicted {predicted}"
+    match residual.what:
+        case "run":
+            error = f" ({residual.predicted_s / residual.measured_s - 1:+.0%})" if residual.measured_s else ""
+            return f"{residual.op!r} takes {measured}, predicted {predicted}{error}"
+        case "wait before":
+            return f"{residual.lane} waits {measured} before {residual.op!r}, predicted {predicted}"
+        case "issue":
+            return f"{residual.lane} takes {measured} to issue {residual.op!r}, predicted {predicted}"
+        case _ as never:
+            assert_never(never)

@@ -6,7 +6,7 @@ from simgd import catalogue, files, showing
 from simgd.errors import ClusterError, FileError, UnknownNameError
 from simgd.network import Network
 from simgd.profile import ORIGINS, Entry, Profile
-from simgd.report import entries
+from simgd.profilereport import entries
 from simgd.topology import Cluster
 
 WORKLOADS = [

@@ -331,13 +331,17 @@ def test_a_machine_can_be_drawn(simgd):
     assert b"svg" in Path("m.svg").read_bytes()[:300]
 
 
-def test_the_demo_ends_with_a_table_and_the_paths_of_its_files(simgd):
+def test_the_demo_does_the_whole_loop_on_this_machine_and_ends_with_the_paths_of_its_files(simgd):
     ran = simgd("demo --out d")
     assert ran.status == 0
-    assert "verdict: " in ran.out
-    named = re.findall(r"^(?:picture|timeline): (\S+)", ran.out, re.MULTILINE)
-    assert [Path(name).suffix for name in named] == [".png", ".json"]
+    assert ran.out.count("verdict: ") == 2
+    steps = re.findall(r"^\$ simgd (\w+)", ran.out, re.MULTILINE)
+    assert steps == ["calibrate", "predict", "run", "run", "run", "validate"]
+    named = re.findall(r"^(?:picture|timeline|profile): (d/\S+)", ran.out, re.MULTILINE)
+    assert named == ["d/alexnet.png", "d/alexnet.trace.json", "d/validation.png", "d/here.json"]
     assert all(Path(name).stat().st_size > 1000 for name in named)
+    # three schedules, each compared once
+    assert len(re.findall(r"^digits-cnn .* here, 2 ranks .*%", ran.out, re.MULTILINE)) == 3
 
 
 # --- explain, collective, schedule, workload, list, show ---------------------------------------------------------
@@ -445,7 +449,18 @@ def test_help_names_every_command_and_needs_no_argument(simgd):
     for line in ("", "--help"):
         ran = simgd(line)
         assert ran.status == 0
-        for command in ["predict", "explain", "collective", "schedule", "workload", "list", "show", "demo"]:
+        for command in [
+            "predict",
+            "explain",
+            "collective",
+            "schedule",
+            "workload",
+            "list",
+            "show",
+            "calibrate",
+            "validate",
+            "demo",
+        ]:
             assert f"  {command} " in ran.out
         assert "..." not in ran.out.replace("[ARGS]...", "")
 

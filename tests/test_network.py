@@ -11,8 +11,17 @@ from hypothesis import strategies as st
 from simgd import fabrics, files
 from simgd.collectives import bus_bytes_per_s
 from simgd.errors import ClusterError, ProfileError
-from simgd.network import ASSUMED_UNCERTAINTY, LATENCY_DOUBT, MODEL_UNCERTAINTY, Call, Network
-from simgd.profile import CollectiveKind, Curve, Fit, Origin, Profile, Segment
+from simgd.network import (
+    ASSUMED_UNCERTAINTY,
+    LATENCY_DOUBT,
+    MODEL_UNCERTAINTY,
+    Call,
+    Demand,
+    Network,
+    at_link_rate,
+    at_rate,
+)
+from simgd.profile import CollectiveKind, Curve, Fit, Origin, Profile, Sample, Segment
 
 PROFILES = Path(__file__).parent.parent / "calibration" / "profiles"
 GIB = 2**30
@@ -254,3 +263,139 @@ def test_without_its_curve_the_a100_model_errs_as_the_readme_says(
     assert len(errors) >= 3
     assert low < min(errors)
     assert max(errors) < high
+
+
+# --- fits taken at several rates of the interconnect -------------------------------------------------------------
+
+
+def over_link(bytes_per_s: float, host_s: float = 10e-6, passes: float = 2.0, uncertainty: float = 0.02) -> Fit:
+    """Return a fit of 4 ranks: *host_s* of the host, and each byte *passes* times over the link."""
+    segments = (Segment(from_bytes=0.0, latency_s=host_s, seconds_per_byte=passes / bytes_per_s),)
+    samples = tuple(Sample(nbytes=size, seconds=host_s + size * passes / bytes_per_s) for size in (1e3, 1e8))
+    return Fit(
+        kind="all_reduce",
+        ranks=4,
+        nodes=4,
+        segments=segments,
+        link_bytes_per_s=bytes_per_s,
+        samples=samples,
+        origin="measured",
+        source="a test",
+        uncertainty=uncertainty,
+    )
+
+
+def over(bytes_per_s: float, *fits: Fit, nbytes: int = 10**6, scale: float = 1.0) -> Demand:
+    """Return the all-reduce of 4 ranks where *fits* are all that was measured; the profile's own rate is 12.5 GB/s."""
+    profile = msgspec.structs.replace(shipped("xeon-edr"), fits=fits, curves=())
+    cluster = at_link_rate(profile.cluster, bytes_per_s)
+    return Network(cluster, profile, {"infiniband": scale}).demand(Call("all_reduce", nbytes, 4))
+
+
+def trust(demand: Demand) -> tuple[str, bool, float]:
+    return demand.origin, demand.extrapolated, demand.uncertainty
+
+
+@pytest.mark.parametrize("rate", [5e9, 12.5e9, 25e9])
+def test_a_fit_at_the_clusters_own_rate_is_used_as_it_is(rate: float) -> None:
+    found = over(rate * 1.0005, over_link(5e9), over_link(12.5e9, passes=3.0), over_link(25e9))
+    passes = 3.0 if rate == 12.5e9 else 2.0
+    # the cluster's rate may be 0.1 % off; the model's part of the answer cancels to as much
+    assert found.solo_s == pytest.approx(10e-6 + passes * 1e6 / rate, rel=1e-3)
+    exact = over(rate, over_link(5e9), over_link(12.5e9, passes=3.0), over_link(25e9))
+    assert exact.solo_s == pytest.approx(10e-6 + passes * 1e6 / rate, rel=1e-12)
+    assert trust(exact) == ("measured", False, 0.02)
+
+
+def test_a_fit_without_a_rate_was_taken_at_the_profiles_own() -> None:
+    unsaid = msgspec.structs.replace(over_link(12.5e9), link_bytes_per_s=0.0)
+    found = over(12.5e9, unsaid, over_link(25e9, passes=1.0))
+    assert found.solo_s == pytest.approx(10e-6 + 2e6 / 12.5e9, rel=1e-12)
+    assert found.origin == "measured"
+
+
+def test_between_two_rates_time_is_linear_in_one_over_the_rate() -> None:
+    # 1 MB: 410 us at 5 GB/s and 90 us at 25 GB/s; 12.5 GB/s are 0.08 ns a byte, 1/4 of the way from 0.04 to 0.2
+    found = over(12.5e9, over_link(5e9), over_link(25e9, uncertainty=0.07))
+    assert found.solo_s == pytest.approx(90e-6 + 0.25 * 320e-6, rel=1e-12)
+    assert trust(found) == ("modelled", False, 0.07)
+    # at 6.25 GB/s, 0.16 ns: 3/4 of the way
+    assert over(6.25e9, over_link(5e9), over_link(25e9)).solo_s == pytest.approx(90e-6 + 0.75 * 320e-6, rel=1e-12)
+
+
+def test_of_three_rates_the_nearest_two_count() -> None:
+    fits = over_link(5e9), over_link(10e9, host_s=110e-6), over_link(25e9)
+    # 1 MB: 410 us at 5 GB/s, 310 us at 10 GB/s, 90 us at 25 GB/s
+    assert over(20e9, *fits).solo_s == pytest.approx(90e-6 + (0.05 - 0.04) / (0.1 - 0.04) * 220e-6)
+    assert over(8e9, *fits).solo_s == pytest.approx(310e-6 + (0.125 - 0.1) / (0.2 - 0.1) * 100e-6)
+
+
+def test_beyond_the_rates_the_nearest_two_go_on_and_are_marked() -> None:
+    fits = over_link(5e9), over_link(10e9), over_link(25e9)
+    for rate in (2.5e9, 50e9):
+        found = over(rate, *fits)
+        assert found.solo_s == pytest.approx(10e-6 + 2e6 / rate, rel=1e-12)
+        assert trust(found) == ("modelled", True, MODEL_UNCERTAINTY)
+
+
+def test_sizes_that_neither_fit_has_seen_are_marked_between_rates_too() -> None:
+    found = over(12.5e9, over_link(5e9), over_link(25e9), nbytes=10**9)
+    assert found.solo_s == pytest.approx(10e-6 + 2e9 / 12.5e9, rel=1e-12)
+    assert trust(found) == ("modelled", True, MODEL_UNCERTAINTY)
+
+
+def test_beyond_the_rates_neither_host_nor_link_takes_less_than_nothing() -> None:
+    # more than all of the time seems to shrink with the rate: at four times the rate a quarter is left, not less
+    assert at_rate((1e9, 5.0), (2e9, 2.0), 8e9) == 2.0 / 4
+    # the faster link was slower: at a slower one the time stays, and does not fall
+    assert at_rate((1e9, 2.0), (2e9, 2.1), 0.5e9) == 2.0
+    assert at_rate((1e9, 2.0), (2e9, 2.1), 4e9) == 2.1
+
+
+@given(st.floats(1e6, 1e12), st.floats(1.01, 100), st.floats(1e-6, 10), st.floats(1e-6, 10), st.floats(1e5, 1e13))
+def test_at_any_rate_a_message_takes_time(low: float, ratio: float, a_s: float, b_s: float, rate: float) -> None:
+    found = at_rate((low, a_s), (low * ratio, b_s), rate)
+    assert found > 0
+    if low <= rate <= low * ratio:
+        assert min(a_s, b_s) * (1 - 1e-9) <= found <= max(a_s, b_s) * (1 + 1e-9)
+
+
+def test_one_fit_at_another_rate_is_scaled_by_the_model_and_marked() -> None:
+    plain = msgspec.structs.replace(shipped("xeon-edr"), curves=(), fits=())
+
+    def modelled(rate: float) -> float:
+        return Network(at_link_rate(plain.cluster, rate), plain).seconds("all_reduce", 10**6, 4)
+
+    found = over(25e9, over_link(5e9))
+    assert found.solo_s == pytest.approx((10e-6 + 2e6 / 5e9) * modelled(25e9) / modelled(5e9))
+    assert trust(found) == ("modelled", True, MODEL_UNCERTAINTY)
+
+
+def test_a_made_up_link_is_interpolated_as_a_real_one_is() -> None:
+    fits = over_link(5e9), over_link(25e9)
+    assert over(6.25e9, *fits, scale=2.0).solo_s == pytest.approx(over(12.5e9, *fits).solo_s, rel=1e-12)
+
+
+def test_fits_on_other_numbers_of_ranks_are_interpolated_as_curves_are() -> None:
+    plain = network("xeon-edr")
+    fits = tuple(
+        msgspec.structs.replace(
+            over_link(12.5e9),
+            ranks=n,
+            nodes=n,
+            segments=(
+                Segment(from_bytes=0.0, latency_s=factor * plain.seconds("all_reduce", 10**6, n), seconds_per_byte=0.0),
+            ),
+        )
+        for n, factor in ((2, 1), (8, 2))
+    )
+    demand = network("xeon-edr", fits=fits, curves=()).demand(Call("all_reduce", 10**6, 4))
+    assert demand.solo_s == pytest.approx(1.5 * plain.seconds("all_reduce", 10**6, 4))
+    assert trust(demand) == ("modelled", True, MODEL_UNCERTAINTY)
+
+
+def test_a_rate_that_the_profile_does_not_say_is_a_share_of_this_clusters() -> None:
+    profile = msgspec.structs.replace(shipped("xeon-edr"), links=(), point_to_point=None, library=None)
+    slow, fast = (Network(at_link_rate(profile.cluster, rate), profile).fabric(4) for rate in (1e9, 10e9))
+    assert slow.net_bytes_per_s == pytest.approx(0.8e9)
+    assert fast.net_bytes_per_s == pytest.approx(8e9)

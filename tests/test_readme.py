@@ -41,14 +41,6 @@ def test_an_example_runs_and_prints_what_the_readme_shows(command, output, folde
         assert printed.strip() == output.strip()
 
 
-def test_the_demo_writes_a_picture_and_a_timeline(folder, monkeypatch, capsys):
-    monkeypatch.chdir(folder)
-    assert cli.run(["demo"]) == 0
-    assert "picture: demo/alexnet.png" in capsys.readouterr().out
-    assert (folder / "demo/alexnet.png").read_bytes().startswith(b"\x89PNG")
-    assert (folder / "demo/alexnet.trace.json").stat().st_size > 1000
-
-
 def test_the_readme_has_its_two_commands_each_on_one_line_and_the_checks_run_the_second():
     commands = re.findall(r"^    (python3 -m venv .*)$", README, re.MULTILINE)
     assert len(commands) == 2

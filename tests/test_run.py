@@ -241,7 +241,8 @@ def test_simgd_starts_the_ranks_and_the_weights_do_not_depend_on_the_backend(tmp
     assert ran.returncode == 0, ran.stderr
     made = files.read(tmp_path / "run.json", Run)
     check_whole(made, ranks=2, steps=6)
-    assert ran.stdout.splitlines()[0] == f"simgd: 2 ranks; {made.environment.library}"
+    # What is printed names the library's file with its folders, what is kept without.
+    assert re.sub(r"/\S*/", "", ran.stdout.splitlines()[0]) == f"simgd: 2 ranks; {made.environment.library}"
     assert made.progress == (progress.partition(" ")[2] or "poll:1")
     alone = typed("run async:1 --workload digits-cnn --ranks 2 --steps 6 --out loopback.json", tmp_path)
     assert alone.returncode == 0, alone.stderr

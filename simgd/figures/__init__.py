@@ -1,4 +1,4 @@
-"""Pictures: speed-ups with timelines, timelines alone, and the graph of a machine; png, pdf or svg by the name.
+"""Pictures: speed-ups with timelines, timelines alone, the graph of a machine, times of a profile; png, pdf or svg.
 
 Importing this package imports matplotlib, so only what draws imports it, inside a function.
 """
@@ -9,12 +9,13 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from simgd.figures import machines, pages, style
+from simgd.figures import fits, machines, pages, style
 from simgd.figures import validation as validations
 from simgd.figures.pages import WINDOW
 from simgd.figures.strips import Labelled
 from simgd.figures.style import kind_of_file
 from simgd.predict import MOST_WARM_UP, Prediction, Studied, trace_of
+from simgd.profile import Profile
 from simgd.topology import Cluster
 from simgd.trace import Trace
 from simgd.validation import Validation
@@ -23,12 +24,15 @@ __all__ = [
     "graph",
     "graph_figure",
     "kind_of_file",
+    "profile",
+    "profile_figure",
     "speedups",
     "speedups_figure",
     "timeline",
     "timeline_figure",
     "traced",
     "validation",
+    "validation_figure",
 ]
 
 
@@ -50,6 +54,12 @@ def graph(cluster: Cluster, path: str | Path) -> None:
     style.save(graph_figure(cluster), path)
 
 
+def profile(found: Profile, path: str | Path) -> None:
+    """Write what a profile knows of times: by message size with what was fitted to them, and by layer."""
+    kind_of_file(path)
+    style.save(profile_figure(found), path)
+
+
 def speedups_figure(predictions: Sequence[Prediction], traces: Labelled) -> Figure:
     """Return what `speedups` writes; raise FileError if there is nothing, or not one job on one machine."""
     with style.paper():
@@ -62,17 +72,28 @@ def timeline_figure(traces: Labelled, *, window: float = WINDOW, rank: int = 0, 
         return pages.timeline(traces, window=window, rank=rank, title=title)
 
 
-def validation(found: Validation, worst: str, traces: Labelled, path: str | Path) -> None:
-    """Write predicted against measured times, with the timelines of the *worst* case below, where there are any."""
+def validation(found: Validation, traces: Labelled, path: str | Path) -> None:
+    """Write predicted against measured times; *traces* are those of the worst case, or none."""
     kind_of_file(path)
-    with style.paper():
-        style.save(validations.draw(found, worst, traces), path)
+    style.save(validation_figure(found, traces), path)
 
 
 def graph_figure(cluster: Cluster) -> Figure:
     """Return what `graph` writes."""
     with style.paper():
         return machines.draw(cluster)
+
+
+def validation_figure(found: Validation, traces: Labelled) -> Figure:
+    """Return what `validation` writes."""
+    with style.paper():
+        return validations.draw(found, traces)
+
+
+def profile_figure(found: Profile) -> Figure:
+    """Return what `profile` writes; raise FileError if the profile holds no such times."""
+    with style.paper():
+        return fits.draw(found)
 
 
 def traced(studies: Sequence[Studied], *, window: float = WINDOW) -> list[tuple[str, Trace]]:

@@ -23,15 +23,14 @@ _LEFT_IN = 0.72
 _RIGHT_IN = 1.12
 _CURVES_IN = 2.15
 _BAR_IN = 0.22
-_LINE_IN = 0.14
 _LEGEND_ROW_IN = 0.19
 
 #: Room below axes for ticks and their label, and between that and the strips for the strips' legend.
 _AXIS_IN = 0.46
 _BETWEEN_IN = 0.38
 
-#: How much text of 7 points fits on a line.
-_LINE_CHARACTERS = 133
+#: Height of a line of text of 7 points, and how much of it fits on one.
+LINE_IN, LINE_CHARACTERS = 0.14, 133
 
 
 class Page:
@@ -57,7 +56,7 @@ class Page:
         """Write the title and what stands in small letters below it."""
         self.figure.text(*self.at(0.12, 0.1), title, fontsize=9.5, fontweight="bold", va="top")
         for index, line in enumerate(lines):
-            at = self.at(0.12, 0.29 + index * _LINE_IN)
+            at = self.at(0.12, 0.29 + index * LINE_IN)
             self.figure.text(*at, line, fontsize=7.0, color=style.FAINT, va="top")
 
 
@@ -65,12 +64,12 @@ def speedups(predictions: Sequence[Prediction], traces: Labelled) -> Figure:
     """Return panels of speed-ups with the strips of *traces* below, where there are any."""
     if not predictions:
         raise FileError("figure: there is no prediction to draw")
-    title, small = title_of(predictions), textwrap.wrap(rests_on(predictions), _LINE_CHARACTERS)
+    title, small = title_of(predictions), textwrap.wrap(rests_on(predictions), LINE_CHARACTERS)
     names = curves.names_of(predictions)
     found = strips(traces, window=WINDOW) if traces else []
     single = len(curves.ranks_of(predictions)) == 1
     rows = 0 if single else _legend_rows(names)
-    top_in = 0.4 + _LINE_IN * len(small) + _LEGEND_ROW_IN * rows
+    top_in = 0.4 + LINE_IN * len(small) + _LEGEND_ROW_IN * rows
     panels_in = _BAR_IN * len(names) + 0.12 if single else _CURVES_IN
     strips_in = timelines.height(found) * ROW_IN if found else 0.0
     strips_top_in = top_in + panels_in + _AXIS_IN + _BETWEEN_IN

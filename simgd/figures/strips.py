@@ -54,10 +54,11 @@ class Bar:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Strip:
-    """What one trace shows: bars, starts of iterations, the mean period, and the share of the time of whole
-    iterations in which compute runs; `messages` are the collectives that it uses."""
+    """What one trace shows in `span_s` seconds: bars, starts of iterations, the mean period, and the share of the time
+    of whole iterations in which compute runs; `messages` are the collectives that it uses."""
 
     label: str
+    span_s: float
     lanes: tuple[str, ...]
     bars: tuple[Bar, ...]
     starts_s: tuple[float, ...]
@@ -149,6 +150,7 @@ def _strip(label: str, rows: list[_Row], starts: dict[int, int], span_ps: int) -
     inside = inside if len(inside) > 1 else times[first : first + 2]
     return Strip(
         label=label,
+        span_s=span_ps / units.PS_PER_S,
         lanes=tuple(lane for lane in LANES if any(event.lane == lane for event, _ in rows)),
         bars=bars,
         starts_s=tuple(seconds(at) for at in inside),

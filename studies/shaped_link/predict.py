@@ -1,6 +1,6 @@
 """Predicts every case from the committed calibrations: a table for the README, and predicted.json.
 
-    python predict.py
+python predict.py
 """
 
 from cases import HERE, KINDS, LINKS, cases, machine
