@@ -81,9 +81,12 @@ def read_runs(path: str) -> list[tuple[str, Run]]:
             raise FileError(f"{path}: {holds}; validate reads what `simgd run --out` writes")
 
 
-def cases(measured: Iterable[Measured]) -> list[Case]:
-    """Return the comparisons of all runs; raise a SimgdError where a profile cannot speak of a run."""
-    return [case for each in measured for case in _cases(each)]
+def cases(measured: Iterable[Measured], *, seed: int | None = SEED) -> list[Case]:
+    """Return the comparisons of all runs; raise a SimgdError where a profile cannot speak of a run.
+
+    With *seed* None the intervals are closed forms, which takes a fiftieth of the time; see `noise`.
+    """
+    return [case for each in measured for case in _cases(each, seed)]
 
 
 def validate(found: Sequence[Case]) -> Validation:
@@ -97,7 +100,7 @@ def worst_traces(found: Sequence[Case]) -> tuple[tuple[str, Trace], ...]:
     return max(traced, key=lambda each: each.comparison.severity, default=Case(comparison=found[0].comparison)).traces
 
 
-def _cases(measured: Measured) -> list[Case]:
+def _cases(measured: Measured, seed: int | None) -> list[Case]:
     by_job: dict[tuple[object, ...], dict[str, list[Run]]] = {}
     workloads: dict[str, tuple[str, Workload]] = {}
     for where, run in measured.runs:
@@ -110,7 +113,9 @@ def _cases(measured: Measured) -> list[Case]:
     found = []
     for schedules in by_job.values():
         groups = list(schedules.values())
-        predictions = _predicted(measured.machine, [group[0] for group in groups])
+        firsts = [group[0] for group in groups]
+        # Noise changes no compute, which is all that `own_compute` needs of this machine.
+        predictions = _predicted(measured.machine, firsts, None if measured.own_compute else seed)
         for group, prediction in zip(groups, predictions, strict=True):
             here = measured
             if measured.own_compute:
@@ -119,16 +124,16 @@ def _cases(measured: Measured) -> list[Case]:
                     raise ProfileError(f"profile {name!r}: compute takes no time; `own_compute` cannot scale it")
                 factor = mean(run.compute_s for run in group) / prediction.compute_s
                 here = replace(measured, machine=_slower(measured.machine, factor))
-                (prediction,) = _predicted(here.machine, group[:1])
+                (prediction,) = _predicted(here.machine, group[:1], seed)
             found.append(_case(here, group, prediction))
     return found
 
 
-def _predicted(machine: Machine, runs: Sequence[Run]) -> tuple[Prediction, ...]:
+def _predicted(machine: Machine, runs: Sequence[Run], seed: int | None) -> tuple[Prediction, ...]:
     """Return what *machine* predicts of *runs*, which differ in their schedules only."""
     first = runs[0]
     schedules = [run.schedule for run in runs]
-    return predict(machine, job_of(first, machine.profile), [first.ranks], schedules, baseline="sync", seed=SEED)
+    return predict(machine, job_of(first, machine.profile), [first.ranks], schedules, baseline="sync", seed=seed)
 
 
 def _slower(machine: Machine, factor: float) -> Machine:

@@ -12,6 +12,7 @@ from calibration.validation import Case, Measured, cases, check, job_of, read_ru
 from simgd import files
 from simgd.errors import FileError, ProfileError, RunError
 from simgd.predict import Machine
+from simgd.profile import Jitter
 from simgd.provenance import Host
 from simgd.run import Run, Runs, Spread
 from simgd.validation import Comparison, Validation, validated
@@ -173,6 +174,15 @@ def test_own_compute_predicts_with_local_work_as_long_as_the_run_took_alone():
     (found,) = compared(run(0.180, compute_s=0.160), own_compute=True)
     assert found.predicted_s == pytest.approx(0.180)
     assert found.compute_predicted_s == pytest.approx(0.160)
+
+
+def test_intervals_are_drawn_with_a_seed_or_closed_forms():
+    jittery = replace(PROFILE, jitter=Jitter(iteration_sigma=0.1, **BY_HAND))
+    measured = Measured(runs=[("r", run(0.1))], machine=Machine(PROFILE.cluster, jittery), profile="p")
+    (drawn,), (again,), (other,), (closed,) = (cases([measured], seed=seed) for seed in (0, 0, 1, None))
+    assert drawn == again
+    assert len({each.comparison.iteration_high_s for each in (drawn, other, closed)}) == 3
+    assert drawn == cases([measured])[0]
 
 
 @given(st.permutations([0.097, 0.103, 0.099, 0.101]))
@@ -494,7 +504,7 @@ def test_a_real_run_is_compared_with_what_its_own_times_predict(simgd, tmp_path)
     assert 0 < len(found["residuals"]) <= 10
     assert {each["op"] for each in found["residuals"]} <= set(made.ops)
     drawn = (tmp_path / "v.svg").read_text()
-    assert "The worst: mlp, layerwise, 1 ranks of xeon-edr, loopback" in drawn
+    assert "The worst with a trace: mlp, layerwise, 1 rank of xeon-edr, loopback" in drawn
 
 
 def test_the_traces_of_the_worst_case_are_of_that_case():
