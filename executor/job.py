@@ -103,7 +103,7 @@ def run(task: Task, order: Order, found: Launched | None) -> Document | None:
     if task.torch and importlib.util.find_spec("torch") is None:
         raise BackendError("training a network needs torch; pip install 'simgd[torch]', or take --compute emulated")
     if order.backend == "loopback":
-        with _cleared(order):
+        with _cleared(task, order):
             return _turns(task, order, order.ranks or 1)
     if found is not None:
         return _one_rank(task, order, found)
@@ -111,7 +111,7 @@ def run(task: Task, order: Order, found: Launched | None) -> Document | None:
         raise BackendError(f"backend {order.backend}: nobody started this process as a rank; give --ranks N")
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // order.ranks)))
     command = [sys.executable, "-m", "simgd", *order.arguments]
-    with _cleared(order):
+    with _cleared(task, order):
         supervise(
             order.backend,
             order.ranks,
@@ -125,12 +125,12 @@ def run(task: Task, order: Order, found: Launched | None) -> Document | None:
 
 
 @contextmanager
-def _cleared(order: Order) -> Iterator[None]:
-    """Remove the parts in the end, unless the run failed and they hold iterations that nothing else does."""
+def _cleared(task: Task, order: Order) -> Iterator[None]:
+    """Remove the parts in the end, unless a run failed and they hold iterations that nothing else does."""
     try:
         yield
     except (SimgdError, KeyboardInterrupt):
-        if not _hold_iterations(order.parts):
+        if task.kind is not Run or not _hold_iterations(order.parts):
             shutil.rmtree(order.parts, ignore_errors=True)
         raise
     shutil.rmtree(order.parts, ignore_errors=True)
