@@ -18,12 +18,13 @@ What it leaves out
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from statistics import median
 from typing import Literal, NamedTuple
 
 import numpy as np
 
+from calibration.fits import least_costs
 from calibration.messages import Key, Messages, Tick
 from executor.backends.protocol import Backend
 from executor.comm import Progress
@@ -35,8 +36,9 @@ from simgd.timing import COOL_PS
 SIZES = (2**15, 2**17, 2**18, 2**19, 2**20)
 REPEATS = 7
 
-#: And sizes at which only looks are counted.
+#: And sizes at which only looks are counted; all at which they are, and how often.
 SMALL_SIZES = (2**8, 2**10, 2**12, 2**16)
+COUNTED, COUNTS = (*SMALL_SIZES, *SIZES), 3
 
 #: Seconds of compute, or sleep, before a collective whose start is timed: the caches still hold it, or not.
 PAUSES_S = (2e-4, COOL_PS * 1e-12)
@@ -88,15 +90,15 @@ class Neighbours:
         polled = self._progress.every > 0
         gap_s = NAP_NS * 1e-9 if polled and self._asleep else GAP_S
         cases: dict[int, list[_Case]] = {nbytes: [] for nbytes in SIZES}
-        counts: dict[int, list[int]] = {nbytes: [] for nbytes in (*SMALL_SIZES, *SIZES)}
+        counts: dict[int, list[int]] = {nbytes: [] for nbytes in COUNTED}
         for _ in range(REPEATS):
             for nbytes in SIZES:
                 begin = time.perf_counter()
                 cases[nbytes].append(self._slowest(self._beside(nbytes, gap_s, empty)))
                 tick(f"all_reduce of {nbytes} B beside compute", time.perf_counter() - begin)
         if polled:
-            for _ in range(3):
-                for nbytes in counts:
+            for _ in range(COUNTS):
+                for nbytes in COUNTED:
                     begin = time.perf_counter()
                     gap = max(1.2 * alone_s.get(nbytes, 0.0), 4 * GAP_S)
                     counts[nbytes].append(self._slowest(self._beside(nbytes, gap, empty)).looks)
@@ -121,7 +123,7 @@ class Neighbours:
         found = []
         for _ in range(REPEATS):
             self._note.at(WAITING)
-            pieces = 0 if self._asleep else self._pieces_of(GAP_S)
+            pieces = self._pieces_of(GAP_S)
             slices = max(1, round(alone_s / GAP_S))
             self._backend.barrier()
             if empty:
@@ -148,22 +150,28 @@ class Neighbours:
     def _slices(self, count: int, pieces: int, between: Callable[[], object]) -> None:
         """Compute, or sleep, *count* times `GAP_S`, and do something after each."""
         for _ in range(count):
-            if self._asleep:
-                time.sleep(GAP_S)
-            else:
-                self._compute(pieces)
+            self._spend(GAP_S, pieces)
             between()
 
     def _slowest(self, own: _Case) -> _Case:
         found: list[_Case] = [_Case(*each) for each in self._backend.exchange(tuple(own))]
         return max(found, key=lambda case: case.seconds)
 
+    def _spend(self, seconds: float, pieces: int) -> None:
+        """Sleep so many *seconds*, or compute so many *pieces*."""
+        if self._asleep:
+            time.sleep(seconds)
+        else:
+            self._compute(pieces)
+
     def _compute(self, pieces: int) -> None:
         for _ in range(pieces):
             np.matmul(self._left, self._right, out=self._into)
 
     def _pieces_of(self, seconds: float) -> int:
-        """Return how many pieces take about so long."""
+        """Return how many pieces take about so long; a rank that sleeps computes none."""
+        if self._asleep:
+            return 0
         begin = time.perf_counter()
         self._compute(50)
         return max(1, round(seconds / (time.perf_counter() - begin) * 50))
@@ -176,13 +184,10 @@ class Neighbours:
 
     def _post_s(self, nbytes: int, pause_s: float) -> float:
         self._note.at(WAITING)
-        pieces = 0 if self._asleep else self._pieces_of(pause_s)
+        pieces = self._pieces_of(pause_s)
         self._backend.barrier()
         self._messages.once_s(Key("all_reduce", nbytes))
-        if self._asleep:
-            time.sleep(pause_s)
-        else:
-            self._compute(pieces)
+        self._spend(pause_s, pieces)
         begin = time.perf_counter()
         pending = self._messages.start("all_reduce", self._messages.buffer(nbytes))
         started = time.perf_counter()
@@ -191,7 +196,7 @@ class Neighbours:
 
     def _beside(self, nbytes: int, gap_s: float, empty: int) -> _Case:
         self._note.at(WAITING)
-        pieces = 0 if self._asleep else self._pieces_of(gap_s)
+        pieces = self._pieces_of(gap_s)
         self._backend.barrier()
         if empty:
             self._messages.once_s(Key("all_reduce", empty))
@@ -210,10 +215,7 @@ class Neighbours:
             waiter.start()
         looks, has_ended = 0, False
         while not has_ended:
-            if self._asleep:
-                time.sleep(gap_s)
-            else:
-                self._compute(pieces)
+            self._spend(gap_s, pieces)
             looks += 1
             has_ended = pending.done() if waiter is None else not waiter.is_alive()
         seen = time.perf_counter()
@@ -242,14 +244,11 @@ def _stolen(cases: dict[int, list[_Case]]) -> dict[int, float]:
 
 def _line(values: dict[int, float]) -> tuple[float, float]:
     """Return intercept and slope by size, neither below 0, that suit the relative errors of *values* best."""
-    from scipy.optimize import nnls
-
-    sizes: Sequence[int] = list(values)
-    found = np.array([values[nbytes] for nbytes in sizes])
-    if not found.any():
+    most = max(values.values())
+    if not most:
         return 0.0, 0.0
-    weights = 1 / np.maximum(found, 0.05 * found.max())
-    scale = float(max(sizes))
-    columns = np.stack([np.ones(len(sizes)), np.array(sizes) / scale], axis=1)
-    (first, slope), _ = nnls(columns * weights[:, None], found * weights)
-    return float(first), float(slope) / scale
+    # What is small beside the largest is mostly noise: it weighs no more than 5 % of that would.
+    errors = {nbytes: max(value, 0.05 * most) for nbytes, value in values.items()}
+    rows = [(1 / errors[nbytes], nbytes / errors[nbytes]) for nbytes in values]
+    first, slope = least_costs(rows, [value / errors[nbytes] for nbytes, value in values.items()])
+    return first, slope

@@ -24,6 +24,7 @@ from executor.assembling import About
 from executor.backends.protocol import Backend
 from executor.job import Task
 from executor.lanes import Note
+from executor.measuring import agree
 from executor.plan import Plan, execution_of
 from simgd.errors import BackendError
 from simgd.profile import (
@@ -120,7 +121,9 @@ def task(wanted: Wanted) -> Task:
 def steps(wanted: Wanted) -> int:
     """Return how many measurements there are, if each size is settled after two rounds."""
     locally = len(wanted.workloads) * len(SCHEDULES) * local.TURNS
-    together = len(beside.SIZES) * beside.REPEATS + (27 if wanted.progress.every else 0)
+    together = len(beside.SIZES) * beside.REPEATS + (
+        len(beside.COUNTED) * beside.COUNTS if wanted.progress.every else 0
+    )
     return locally + 2 * len(keys(wanted, 2)) + together
 
 
@@ -148,11 +151,7 @@ def run(
     if backend.ranks < 2 or backend.device != "cpu":
         found = f"{backend.ranks} rank" if backend.ranks < 2 else f"buffers on {backend.device}"
         raise BackendError(f"calibrate: {found}; it measures two ranks or more with buffers on the host")
-    others = backend.exchange(wanted.agreed())
-    for rank, other in enumerate(others):
-        for what, value in wanted.agreed().items():
-            if other[what] != value:
-                raise BackendError(f"calibrate: {what} is {value} on rank {backend.rank}, {other[what]} on rank {rank}")
+    agree(wanted.agreed(), backend)
     made = _Making(wanted, backend, note, finished, about)
     return made.profile()
 
@@ -197,22 +196,16 @@ class _Making:
             together = together._replace(call_s=call_s, s_per_byte=s_per_byte)
         largest = beside.SIZES[-1]
         hidden = {mode: neighbours.hidden(mode, largest, alone[largest], empty) for mode in self._modes()}
-        host = environment.host()
-        boots: dict[str, Any] = {}
-        ids = backend.exchange((processes.boot(), host))
-        for boot, described in ids:
-            boots.setdefault(boot, described)
+        ranks = backend.exchange((processes.boot(), environment.host()))
         if backend.rank:
             return None
-        numbers = list(boots)
         where = environment.described(
-            tuple(boots.values()),
-            [numbers.index(boot) for boot, _ in ids],
+            ranks,
             library=backend.library,
             launcher=self.about.launcher,
             command=self.about.command,
         )
-        cluster = self._cluster(times, len(boots), burst_s)
+        cluster = self._cluster(times, len(where.hosts), burst_s)
         profile = self._put_together(cluster, where, found, times, together)
         about: dict[str, Any] = {"origin": "measured", "source": profile.description}
         return replace(

@@ -403,3 +403,14 @@ def _of_line(line: Segment, nbytes: float) -> float:
 
 def _at(segments: Sequence[Segment], nbytes: float) -> float:
     return _of_line([each for each in segments if each.from_bytes <= nbytes][-1], nbytes)
+
+
+def least_costs(rows: Sequence[Sequence[float]], seconds: Sequence[float]) -> list[float]:
+    """Return what one of each column costs, none below 0: least squares of the seconds that the rows take."""
+    from scipy.optimize import nnls
+
+    columns, target = np.array(rows), np.array(seconds)
+    scale = columns.max(axis=0)
+    scale[scale == 0] = 1.0
+    found, _ = nnls(columns / scale, target)
+    return [float(each) for each in found / scale]

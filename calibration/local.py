@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from calibration.fits import least_costs
 from calibration.messages import Tick
 from executor.backends.protocol import Backend
 from executor.lanes import WAITING, Note
@@ -178,7 +179,7 @@ def _local(
                     pass
         spent = SLEPT_S * sum(seconds > 0 for seconds in ops) if asleep else sum(ops)
         loops.append((1.0, len(schedule.ops), max(0.0, middle - spent)))
-    iteration, op_s = _least([row[:-1] for row in loops], [row[-1] for row in loops])
+    iteration, op_s = least_costs([row[:-1] for row in loops], [row[-1] for row in loops])
     passes = [
         LayerTimes(
             **about,  # type: ignore[arg-type]
@@ -201,7 +202,7 @@ def update_time(rows: Sequence[Row], optimizer: str, ranks: int) -> UpdateTime |
     """Return what an update costs by call, tensor and element: the best by relative errors of all *rows*."""
     if not rows:
         return None
-    call, tensor, element = _least([[each / row.seconds for each in row[:3]] for row in rows], [1.0] * len(rows))
+    call, tensor, element = least_costs([[each / row.seconds for each in row[:3]] for row in rows], [1.0] * len(rows))
     missed = [call + row.tensors * tensor + row.elements * element - row.seconds for row in rows]
     off = sum(map(abs, missed)) / sum(row.seconds for row in rows)
     source = f"{len(rows)} updates in place on {ranks} ranks; their costs miss them by {off:.0%} of their time"
@@ -214,19 +215,10 @@ def memory_rate(rows: Sequence[Row], ranks: int) -> MemoryRate | None:
     """Return what a copy of gradients costs by call and byte, each read once and written once."""
     if not rows:
         return None
-    call, each = _least([(row.calls / row.seconds, 8 * row.elements / row.seconds) for row in rows], [1.0] * len(rows))
+    call, each = least_costs(
+        [(row.calls / row.seconds, 8 * row.elements / row.seconds) for row in rows], [1.0] * len(rows)
+    )
     if not each:
         return None
     source = f"{len(rows)} copies of gradients in place on {ranks} ranks"
     return MemoryRate(origin="measured", source=source, bytes_per_s=1 / each, kernel=call)
-
-
-def _least(rows: Sequence[Sequence[float]], seconds: Sequence[float]) -> list[float]:
-    """Return what one of each column costs, none below 0: least squares of the seconds that the rows take."""
-    from scipy.optimize import nnls
-
-    columns, target = np.array(rows), np.array(seconds)
-    scale = columns.max(axis=0)
-    scale[scale == 0] = 1.0
-    found, _ = nnls(columns / scale, target)
-    return [float(each) for each in found / scale]

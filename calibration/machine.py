@@ -5,6 +5,7 @@ has. The interconnect's nominal rate is what the largest messages reached; `--on
 """
 
 import time
+from collections.abc import Callable
 from statistics import median
 from typing import Literal
 
@@ -53,8 +54,7 @@ def cluster(
     )
 
 
-def _median_s(call: object) -> float:
-    assert callable(call)
+def _median_s(call: Callable[[], object]) -> float:
     call()
     found = []
     for _ in range(7):

@@ -78,10 +78,6 @@ def assembled(
     if backend.name == "loopback":
         # Its ranks take turns: nothing could overlap, and waiting for a turn is no communication.
         overlap = None
-    hosts: dict[str, Host] = {}
-    for own in measured:
-        hosts.setdefault(own.boot, own.host)
-    numbers = {boot: place for place, boot in enumerate(hosts)}
     events, event_s = max(own.events for own in measured), max(own.event_s for own in measured)
     return Run(
         schedule=plan.schedule,
@@ -132,8 +128,7 @@ def assembled(
             traced_over_untraced=median(slowest[place] for place in disturbed) / iteration.median if disturbed else 1.0,
         ),
         environment=environment.described(
-            tuple(hosts.values()),
-            [numbers[own.boot] for own in measured],
+            [(own.boot, own.host) for own in measured],
             library=backend.library,
             launcher=about.launcher,
             command=about.command,

@@ -8,6 +8,7 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from simgd import __version__
@@ -27,13 +28,18 @@ def host() -> Host:
     )
 
 
-def described(
-    hosts: tuple[Host, ...], host_of_rank: list[int], *, library: str, launcher: str, command: str
-) -> Environment:
-    """Return on what ranks of these *hosts* measure, here and now; of a library's file its name, not the folders."""
+def described(ranks: Sequence[tuple[str, Host]], *, library: str, launcher: str, command: str) -> Environment:
+    """Return on what *ranks*, each with its boot and its host, measure here and now.
+
+    Ranks of one boot share a host. Of a library's file its name is kept, not the folders.
+    """
+    hosts: dict[str, Host] = {}
+    for boot, host_of_boot in ranks:
+        hosts.setdefault(boot, host_of_boot)
+    boots = list(hosts)
     return Environment(
-        hosts=hosts,
-        host_of_rank=host_of_rank,
+        hosts=tuple(hosts.values()),
+        host_of_rank=[boots.index(boot) for boot, _ in ranks],
         library=re.sub(r"/\S*/", "", library),
         launcher=launcher,
         versions=versions(),

@@ -14,7 +14,7 @@ Model
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -45,7 +45,7 @@ def run(plan: Plan, backend: Backend, note: Note, finished: Callable[[int, float
 
     *finished* is called with each iteration and its seconds. Raises a SimgdError for whatever goes wrong.
     """
-    _agree(plan, backend)
+    agree(plan.agreed(backend.ranks), backend)
     rank = Rank(plan, backend, note)
     training = rank.training
     note.at(WAITING)
@@ -125,9 +125,8 @@ def _spread(durations: Sequence[tuple[int, int]], chosen: set[int]) -> tuple[flo
     return percentile(kept, 50), percentile(kept, 95)
 
 
-def _agree(plan: Plan, backend: Backend) -> None:
-    """Raise BackendError if ranks were started with different things."""
-    mine = plan.agreed(backend.ranks)
+def agree(mine: Mapping[str, object], backend: Backend) -> None:
+    """Raise BackendError if ranks were started with different things; *mine* are this rank's."""
     everyone = backend.exchange(mine)
     for rank, theirs in enumerate(everyone):
         for what, value in everyone[0].items():

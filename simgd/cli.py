@@ -331,16 +331,7 @@ def run_(
     if trace is not None and trace.absolute() == out.absolute():
         raise FileError(f"{out}: --out and --trace name the same file")
     bar = _Bar(steps)
-    order = execution.Order(
-        backend=backend,  # type: ignore[arg-type]
-        ranks=ranks,
-        out=out,
-        trace=trace,
-        timeout_s=timeout,
-        arguments=_given,
-        say=lambda line: None if json else print(line, flush=True),
-        bar=bar,
-    )
+    order = _order(backend, ranks, out, trace, timeout, bar, quiet=json)
     found = None if dry else execution.launched(order)
     count = found.ranks if found is not None else ranks or 1
     plan = _plan(
@@ -361,11 +352,8 @@ def run_(
     if dry:
         print(dry_run.told(plan.schedule, plan.workload, count, steps, plan.execution))
         return
-    try:
-        made: Any = execution.run(execution.training(plan), order, found)
-    finally:
-        bar.stop()
-    if made is None or (found is not None and found.supervised):
+    made = _carried_out(execution.training(plan), order, found, bar)
+    if made is None:
         return
     if json:
         _print_json(made)
@@ -475,22 +463,10 @@ def calibrate(
         seed=seed,
     )
     bar = _Bar(library.steps(wanted), "measurements")
-    order = execution.Order(
-        backend=backend,  # type: ignore[arg-type]
-        ranks=ranks,
-        out=out,
-        trace=None,
-        timeout_s=timeout,
-        arguments=_given,
-        say=lambda line: None if json else print(line, flush=True),
-        bar=bar,
-    )
+    order = _order(backend, ranks, out, None, timeout, bar, quiet=json)
     found = execution.launched(order)
-    try:
-        made: Any = execution.run(library.task(wanted), order, found)
-    finally:
-        bar.stop()
-    if made is None or (found is not None and found.supervised):
+    made = _carried_out(library.task(wanted), order, found, bar)
+    if made is None:
         return
     if json:
         _print_json(made)
@@ -761,6 +737,35 @@ def _plan(
         trace_steps=trace_steps,
         op_seconds=seconds,
     )
+
+
+def _order(
+    backend: str, ranks: int | None, out: Path, trace: Path | None, timeout_s: float, bar: "_Bar", *, quiet: bool
+) -> Any:
+    """Return where the ranks are to run, what they write, and whom they tell."""
+    from executor.job import Order
+
+    return Order(
+        backend=backend,  # type: ignore[arg-type]
+        ranks=ranks,
+        out=out,
+        trace=trace,
+        timeout_s=timeout_s,
+        arguments=_given,
+        say=lambda line: None if quiet else print(line, flush=True),
+        bar=bar,
+    )
+
+
+def _carried_out(task: Any, order: Any, found: Any, bar: "_Bar") -> Any:
+    """Let the ranks carry out *task*; return its document where this process is the one that shows it, else None."""
+    from executor.job import run as carry_out
+
+    try:
+        made = carry_out(task, order, found)
+    finally:
+        bar.stop()
+    return None if found is not None and found.supervised else made
 
 
 class _Bar:

@@ -577,24 +577,17 @@ def simulate(
     iterations: int,
     ranks: int = 1,
     slowdowns: Slowdowns | None = None,
-    stretches: Slowdowns | None = None,
     workload: str = "",
     cluster: str = "",
 ) -> Trace:
     """Return the trace of *iterations* iterations from a cold start, with the updates owed at the end.
 
     *ranks* is how many are simulated apart: 1 where all are alike. *slowdowns* multiplies the local work of each
-    iteration (first index) of each rank (second index), *stretches* the time alone of each collective (second: op).
+    iteration (first index) of each rank (second index).
     """
     program = Program(schedule, derived, timing)
     machine = _Machine(
-        program,
-        iterations,
-        ranks=ranks,
-        slowdowns=slowdowns,
-        stretches=stretches,
-        keep_rows=True,
-        on_iteration=lambda rank, i: None,
+        program, iterations, ranks=ranks, slowdowns=slowdowns, keep_rows=True, on_iteration=lambda rank, i: None
     )
     machine.env.run()
     machine.check_ended()
@@ -604,7 +597,10 @@ def simulate(
 def iteration_ends_ps(
     schedule: Schedule, derived: Derived, timing: Timing, *, slowdowns: Slowdowns, stretches: Slowdowns
 ) -> list[list[int]]:
-    """Return when each rank ended each iteration, ``[iteration][rank]``; see `simulate` for the slow-downs."""
+    """Return when each rank ended each iteration, ``[iteration][rank]``.
+
+    *slowdowns* are as in `simulate`; *stretches* multiplies the time alone of each collective, ``[iteration][op]``.
+    """
     ranks = len(slowdowns[0])
     ends: list[list[int]] = [[0] * ranks for _ in slowdowns]
 

@@ -25,7 +25,7 @@ WORKLOADS = ("convolution", "attention", "perceptron")
 #: Iterations of a run, of which the first five are a warm-up: three starts give 210 to judge an interval by.
 STEPS = 75
 
-#: What was measured so far: backend, compute.
+#: What is to be predicted and measured first: backend, compute.
 KINDS = (("mpi", "emulated"),)
 
 
