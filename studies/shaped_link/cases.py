@@ -25,8 +25,8 @@ WORKLOADS = ("convolution", "attention", "perceptron")
 #: Iterations of a run, of which the first five are a warm-up: three starts give 210 to judge an interval by.
 STEPS = 75
 
-#: What is to be predicted and measured first: backend, compute.
-KINDS = (("mpi", "emulated"),)
+#: What is predicted and measured: backend, compute.
+KINDS = (("mpi", "emulated"), ("mpi", "real"), ("gloo", "emulated"), ("gloo", "real"))
 
 
 class Case(NamedTuple):
