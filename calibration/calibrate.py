@@ -52,8 +52,8 @@ SCHEDULES = ("sync", "layerwise", "bucketed:256KiB", "async:1:256KiB")
 #: Seconds that are granted to the local work of one workload, and to messages by size.
 LOCAL_S, MESSAGES_S = 40.0, 60.0
 
-#: Spreads of collectives count from this size on; below it the clock and the scheduler rule.
-SPREAD_BYTES = 2**14
+#: Spreads of collectives count from this size on: smaller ones scatter by more of their time, which no step feels.
+SPREAD_BYTES = 2**16
 
 #: Kinds besides all-reduce are timed at every so many-th power of two.
 OTHERS_EVERY = 2

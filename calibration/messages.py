@@ -186,10 +186,13 @@ def sizes(least: int, most: int) -> Iterator[int]:
 
 
 def spread(times: Mapping[Key, Sequence[float]], least_bytes: int) -> list[float]:
-    """Return each repeat's time over the median of its size, of all sizes from *least_bytes* on."""
+    """Return each repeat's time over the median of its size, of all-reduces of *least_bytes* and more.
+
+    Other kinds scatter otherwise (a broadcast ends at its root before it ends at the others), and gradients are summed.
+    """
     found = []
     for key, seconds in times.items():
-        if key.nbytes >= least_bytes and seconds:
+        if key.kind == "all_reduce" and key.nbytes >= least_bytes and seconds:
             middle = median(seconds)
             found += [each / middle for each in seconds]
     return found

@@ -4,7 +4,8 @@
 #
 #   shaped_link.sh up RATE [RANKS]    RATE as tc writes it (100mbit, 2gbit); replaces links that are there
 #   shaped_link.sh rate RATE          change the rate of links that are up
-#   shaped_link.sh run COMMAND...     run COMMAND in the namespace of this rank (PMI_RANK, else RANK), on a core of its own
+#   shaped_link.sh run COMMAND...     run COMMAND in the namespace of this rank (PMI_RANK, else RANK), on a core of its own,
+#                                     where no thread preempts another when it wakes (SCHED_BATCH; the README says why)
 #   shaped_link.sh down               remove everything
 #
 # A token bucket shapes what each rank sends: what is shorter than BURST passes at memory speed, so that an idle link
@@ -55,11 +56,11 @@ run)
     rank=${PMI_RANK:-${RANK:-0}}
     # nproc would say what OMP_NUM_THREADS says
     cores=$(getconf _NPROCESSORS_ONLN)
-    exec ip netns exec "simgd-r$rank" taskset -c "$((rank % cores))" "$@"
+    exec ip netns exec "simgd-r$rank" taskset -c "$((rank % cores))" chrt --batch 0 "$@"
     ;;
 down) down ;;
 *)
-    sed -n '2,9p' "$0" >&2
+    sed -n '2,10p' "$0" >&2
     exit 2
     ;;
 esac
