@@ -16,9 +16,9 @@ What it leaves out
 
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import median
-from typing import NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 
@@ -28,6 +28,7 @@ from executor.backends.protocol import Backend
 from executor.lanes import WAITING, Note
 from executor.plan import Plan
 from executor.rank import Rank
+from simgd.costs import Direction
 from simgd.profile import Host, LayerTimes, MemoryRate, UpdateTime
 from simgd.schedule import Backward, Forward, Map, Schedule, Update
 
@@ -147,55 +148,77 @@ def _alone_s(turns: "_Turns", backend: Backend, note: Note) -> float:
     return float(min(backend.exchange(found[0])))
 
 
-def _local(
-    schedules: Sequence[Schedule],
-    found: Sequence[Summary],
-    plan: Plan,
-    source: str,
-    uncertainty: float,
-) -> Local:
-    about = {"origin": "measured", "source": source, "uncertainty": uncertainty}
-    job = {"workload": plan.workload.name, "batch": plan.batch, "tokens": plan.tokens}
-    asleep = plan.compute != "real"
-    forward: dict[str, list[float]] = {}
-    backward: dict[str, list[float]] = {}
-    updates: list[Row] = []
-    copies: list[Row] = []
-    loops: list[tuple[float, float, float]] = []
-    for schedule, (ops, middle, _, _) in zip(schedules, found, strict=True):
+class ByWork(NamedTuple):
+    """Seconds of ops of several schedules by the work that they are: of passes by layer, one from each schedule."""
+
+    forward: dict[str, list[float]]
+    backward: dict[str, list[float]]
+    updates: list[Row]
+    copies: list[Row]
+
+
+def by_work(schedules: Sequence[Schedule], seconds: Sequence[Sequence[float]]) -> ByWork:
+    """Sort *seconds*, by schedule and op."""
+    found = ByWork({}, {}, [], [])
+    for schedule, ops in zip(schedules, seconds, strict=True):
         buckets = {bucket.name: bucket for bucket in schedule.buckets}
-        for op, seconds in zip(schedule.ops, ops, strict=True):
+        for op, took in zip(schedule.ops, ops, strict=True):
             match op.work:
                 case Forward(layers=(layer,)):
-                    forward.setdefault(layer, []).append(seconds)
+                    found.forward.setdefault(layer, []).append(took)
                 case Backward(layers=(layer,)):
-                    backward.setdefault(layer, []).append(seconds)
+                    found.backward.setdefault(layer, []).append(took)
                 case Update(bucket=name):
                     bucket = buckets[name]
-                    updates.append(Row(1.0, len(bucket.slices), bucket.elements, seconds))
+                    found.updates.append(Row(1.0, len(bucket.slices), bucket.elements, took))
                 case Map(bucket=name):
-                    copies.append(Row(1.0, 0.0, buckets[name].elements, seconds))
+                    bucket = buckets[name]
+                    found.copies.append(Row(1.0, len(bucket.slices), bucket.elements, took))
                 case _:
                     pass
-        spent = SLEPT_S * sum(seconds > 0 for seconds in ops) if asleep else sum(ops)
-        loops.append((1.0, len(schedule.ops), max(0.0, middle - spent)))
-    iteration, op_s = least_costs([row[:-1] for row in loops], [row[-1] for row in loops])
-    passes = [
+    return found
+
+
+def passes(
+    found: ByWork, plan: Plan, about: Mapping[str, Any], *, rest_s: float, issue: ByWork | None = None
+) -> tuple[LayerTimes, ...]:
+    """Return the times of the passes of *plan*'s workload, with what the host took to *issue* them to a device."""
+    return tuple(
         LayerTimes(
-            **about,  # type: ignore[arg-type]
-            **job,  # type: ignore[arg-type]
-            direction=direction,  # type: ignore[arg-type]
-            seconds={name: median(s) for name, s in times.items()},
-            rest_s=iteration if direction == "forward" else 0.0,
+            **about,
+            workload=plan.workload.name,
+            batch=plan.batch,
+            tokens=plan.tokens,
+            direction=direction,
+            seconds={name: median(s) for name, s in getattr(found, direction).items()},
+            rest_s=rest_s if direction == "forward" else 0.0,
+            issue={name: median(s) for name, s in getattr(issue, direction).items()} if issue is not None else {},
         )
-        for direction, times in (("forward", forward), ("backward", backward))
-    ]
+        for direction in get_args(Direction)
+    )
+
+
+def loop(schedules: Sequence[Schedule], left_s: Sequence[float]) -> tuple[float, float]:
+    """Return what the loop around ops takes an iteration and an op, from what it takes in each of *schedules*."""
+    rows = [(1.0, len(schedule.ops)) for schedule in schedules]
+    iteration, op = least_costs(rows, [max(0.0, each) for each in left_s])
+    return iteration, op
+
+
+def _local(
+    schedules: Sequence[Schedule], found: Sequence[Summary], plan: Plan, source: str, uncertainty: float
+) -> Local:
+    about = {"origin": "measured", "source": source, "uncertainty": uncertainty}
+    asleep = plan.compute != "real"
+    spent = [SLEPT_S * sum(s > 0 for s in own.ops) if asleep else sum(own.ops) for own in found]
+    iteration, op_s = loop(schedules, [own.iteration - s for own, s in zip(found, spent, strict=True)])
     nothing = dict.fromkeys(("forward_kernel", "backward_kernel", "collective", "update", "copy", "wait"), 0.0)
     # A rank that sleeps has no passes of its own: what it spends comes from the profile of one that computes.
     host = Host(**about, **nothing, iteration=iteration if asleep else 0.0, op=op_s)  # type: ignore[arg-type]
     if asleep:
         return Local((), [], [], host, [], 1.0)
-    return Local(tuple(passes), updates, copies, host, [], 1.0)
+    work = by_work(schedules, [own.ops for own in found])
+    return Local(passes(work, plan, about, rest_s=iteration), work.updates, work.copies, host, [], 1.0)
 
 
 def update_time(rows: Sequence[Row], optimizer: str, ranks: int) -> UpdateTime | None:

@@ -18,14 +18,14 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import median
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from calibration import fits
 from executor.backends.protocol import Backend, Buffer, Pending
 from executor.lanes import WAITING, Note
-from simgd.profile import Operation
+from simgd.profile import CollectiveKind, Fit, Operation, PointToPoint
 
 #: Repeats of one visit, and rounds after which a size is given up as it is.
 REPEATS, MOST_ROUNDS = 5, 12
@@ -57,7 +57,7 @@ class Messages:
     """Operations of one backend on buffers of its host; *divides* says that sums are divided by the ranks after it."""
 
     def __init__(self, backend: Backend, note: Note, *, divides: bool) -> None:
-        self._backend = backend
+        self.backend = backend
         self._note = note
         self._pool = np.zeros(POOL_BYTES // 4, np.float32)
         self._at = 0
@@ -65,7 +65,7 @@ class Messages:
 
     def buffer(self, nbytes: int) -> Buffer:
         """Return the next slice of *nbytes*, a whole number of elements for each rank."""
-        ranks = self._backend.ranks
+        ranks = self.backend.ranks
         elements = -(-max(nbytes // 4, 1) // ranks) * ranks
         if elements > len(self._pool):
             self._pool = np.zeros(elements, np.float32)
@@ -80,13 +80,13 @@ class Messages:
         """Start one collective."""
         match kind:
             case "all_reduce":
-                return self._backend.all_reduce(buffer)
+                return self.backend.all_reduce(buffer)
             case "reduce_scatter":
-                return self._backend.reduce_scatter(buffer)
+                return self.backend.reduce_scatter(buffer)
             case "all_gather":
-                return self._backend.all_gather(buffer)
+                return self.backend.all_gather(buffer)
             case _:
-                return self._backend.broadcast(buffer, 0)
+                return self.backend.broadcast(buffer, 0)
 
     def once_s(self, key: Key) -> float:
         """Return the seconds of one operation on this rank; of a message between two ranks, half of there and back."""
@@ -97,29 +97,25 @@ class Messages:
             return (time.perf_counter() - begin) / 2
         self.start(key.kind, buffer).wait()
         if self._divides and key.kind == "all_reduce":
-            buffer *= 1 / self._backend.ranks
+            buffer *= 1 / self.backend.ranks
         return time.perf_counter() - begin
 
     def _there_and_back(self, buffer: Buffer) -> None:
-        if self._backend.rank == 0:
-            self._backend.send(buffer, 1).wait()
-            self._backend.receive(buffer, 1).wait()
-        elif self._backend.rank == 1:
-            self._backend.receive(buffer, 0).wait()
-            self._backend.send(buffer, 0).wait()
+        if self.backend.rank == 0:
+            self.backend.send(buffer, 1).wait()
+            self.backend.receive(buffer, 1).wait()
+        elif self.backend.rank == 1:
+            self.backend.receive(buffer, 0).wait()
+            self.backend.send(buffer, 0).wait()
 
     def visit(self, key: Key, repeats: int, empty: int) -> list[float]:
         """Return the seconds of *repeats* operations in a row, after *empty* bytes that empty the link's savings."""
         self._note.at(WAITING)
-        self._backend.barrier()
+        self.backend.barrier()
         if empty:
             self.once_s(Key("all_reduce", empty))
         self.once_s(key)
         return [self.once_s(key) for _ in range(repeats)]
-
-    def slowest(self, own: list[float]) -> list[float]:
-        """Return each repeat's seconds on its slowest rank; the same on every rank."""
-        return [max(times) for times in zip(*self._backend.exchange(own), strict=True)]
 
     def burst_s(self) -> float:
         """Return the time by which an idle link lets the next message pass sooner; 0 where none is to be seen."""
@@ -127,13 +123,13 @@ class Messages:
         for nbytes in BURST_SIZES:
             key = Key("all_reduce", nbytes)
             self.visit(key, 2, 0)
-            in_a_row = median(self.slowest([self.once_s(key) for _ in range(REPEATS)]))
+            in_a_row = median(slowest(self.backend, [self.once_s(key) for _ in range(REPEATS)]))
             rested = []
             for _ in range(REPEATS):
                 time.sleep(PAUSE_S)
-                self._backend.barrier()
+                self.backend.barrier()
                 rested.append(self.once_s(key))
-            found.append((in_a_row - median(self.slowest(rested)), in_a_row))
+            found.append((in_a_row - median(slowest(self.backend, rested)), in_a_row))
         saved = [each for each, _ in found]
         # Waking up from a pause costs time as well, so nothing that small is a burst.
         if min(saved) < 0.02 * found[0][1] or max(saved) > 1.25 * min(saved):
@@ -147,30 +143,72 @@ class Messages:
             own = []
             for _ in range(REPEATS):
                 time.sleep(PAUSE_S / 3)
-                self._backend.barrier()
+                self.backend.barrier()
                 own.append(self.once_s(Key("all_reduce", nbytes)))
-            found.append(median(self.slowest(own)))
+            found.append(median(slowest(self.backend, own)))
         slope = max(0.0, (found[-1] - found[0]) / (RESTED_SIZES[-1] - RESTED_SIZES[0]))
         return max(0.0, found[0] - slope * RESTED_SIZES[0]), slope
 
-    def measure(
-        self, keys: Sequence[Key], *, empty: int, granted_s: float, seed: int, tick: Tick
-    ) -> dict[Key, list[float]]:
-        """Return the seconds of every repeat of each of *keys*; the same on every rank."""
-        draw = random.Random(seed)
-        times: dict[Key, list[float]] = {key: [] for key in keys}
-        begin = time.perf_counter()
-        for number in range(MOST_ROUNDS):
-            left = [key for key in keys if not fits.is_settled(times[key])]
-            # One clock decides for all, or they would part.
-            spent = self._backend.exchange(time.perf_counter() - begin)[0]
-            if not left or (number and spent > granted_s):
-                break
-            for key in draw.sample(left, len(left)):
-                visited = time.perf_counter()
-                times[key] += self.slowest(self.visit(key, REPEATS, empty))
-                tick(f"{key.kind} of {key.nbytes} B", time.perf_counter() - visited)
-        return times
+
+class Probe(Protocol):
+    """Repeats operations on this rank; see `Messages`, and `captured.DeviceMessages` for those between GPUs."""
+
+    backend: Backend
+
+    def visit(self, key: Key, repeats: int, empty: int) -> list[float]:
+        """Return the seconds of *repeats* operations in a row, after *empty* bytes that empty the link's savings."""
+
+
+def slowest(backend: Backend, own: list[float]) -> list[float]:
+    """Return each repeat's seconds on its slowest rank; the same on every rank."""
+    return [max(times) for times in zip(*backend.exchange(own), strict=True)]
+
+
+def measure(
+    probe: Probe, keys: Sequence[Key], *, empty: int, granted_s: float, seed: int, tick: Tick
+) -> dict[Key, list[float]]:
+    """Return the seconds of every repeat of each of *keys*; the same on every rank."""
+    draw = random.Random(seed)
+    times: dict[Key, list[float]] = {key: [] for key in keys}
+    begin = time.perf_counter()
+    for number in range(MOST_ROUNDS):
+        left = [key for key in keys if not fits.is_settled(times[key])]
+        # One clock decides for all, or they would part.
+        spent = probe.backend.exchange(time.perf_counter() - begin)[0]
+        if not left or (number and spent > granted_s):
+            break
+        for key in draw.sample(left, len(left)):
+            visited = time.perf_counter()
+            times[key] += slowest(probe.backend, probe.visit(key, REPEATS, empty))
+            tick(f"{key.kind} of {key.nbytes} B", time.perf_counter() - visited)
+    return times
+
+
+def fitted(
+    times: Mapping[Key, Sequence[float]], *, ranks: int, nodes: int, link_bytes_per_s: float, source: str
+) -> tuple[Fit, ...]:
+    """Return a fit of each collective."""
+    by_kind: dict[CollectiveKind, list[Key]] = {}
+    for key in sorted(times):
+        if key.kind != "point_to_point":
+            by_kind.setdefault(key.kind, []).append(key)
+    return tuple(
+        fits.fit(
+            kind,
+            [fits.sample(key.nbytes, times[key]) for key in keys],
+            ranks=ranks,
+            nodes=nodes,
+            link_bytes_per_s=link_bytes_per_s,
+            source=source,
+        )
+        for kind, keys in by_kind.items()
+    )
+
+
+def point_to_point(times: Mapping[Key, Sequence[float]]) -> PointToPoint:
+    """Return the times of messages between two ranks."""
+    points = sorted((float(key.nbytes), median(s)) for key, s in times.items() if key.kind == "point_to_point")
+    return PointToPoint(origin="measured", source="half of there and back, ranks 0 and 1", points=tuple(points))
 
 
 def sizes(least: int, most: int) -> Iterator[int]:

@@ -5,8 +5,9 @@ Model
     dependency runs on another stream makes its own stream wait for that op's event; on one stream order is enough.
     Collectives go through the comm lane's stream: the library's own stream waits for it and it for the library's.
 
-    Iterations are timed by one event each. In the last iterations, the traced ones, every op has two timing events
-    more, and the host's time of issuing it is noted; before, no op is timed, since events can break overlap.
+    Iterations are timed by one event each. In the last iterations, the traced ones, the host's time of issuing each op
+    is noted, and every op has two timing events more, unless only the host is of interest; before, no op is timed,
+    since events can break overlap.
 
 Known not to hold
     Device times are laid on the host's clock by one event whose end the host saw: right to about 10 us.
@@ -24,7 +25,10 @@ from simgd.schedule import Lane
 
 
 class StreamLanes:
-    """Lanes of a rank whose GPU computes; without *communicating* collectives are left out and cost nothing."""
+    """Lanes of a rank whose GPU computes; without *communicating* collectives are left out and cost nothing.
+
+    Traced iterations are the last *traced* ones; without *events* they hold what the host does, and nothing else.
+    """
 
     def __init__(
         self,
@@ -35,12 +39,14 @@ class StreamLanes:
         run_ahead: int,
         traced: int,
         communicating: bool = True,
+        events: bool = True,
     ) -> None:
         self._instances = instances
         self._recorder = recorder
         self._at = note.at
         self._run_ahead = run_ahead
         self._traced = traced
+        self._with_events = events
         self._communicating = communicating
         self._lane = recorder.lanes
         self._compute = torch.cuda.current_stream()
@@ -65,7 +71,7 @@ class StreamLanes:
         self._iterations = iterations
         self._trace_from = iterations - self._traced
         self._timed: list[tuple[int, int, torch.cuda.Event, torch.cuda.Event]] = []
-        self._begun: dict[int, tuple[int, torch.cuda.Event]] = {}
+        self._begun: dict[int, tuple[int, torch.cuda.Event | None]] = {}
         torch.cuda.synchronize()
         self._base = _stamp(self._compute)
         self._base.synchronize()
@@ -83,9 +89,10 @@ class StreamLanes:
     def enter(self, k: int, iteration: int) -> None:  # noqa: D102
         self._at(RUNNING, k, iteration)
         stream = self._stream[k]
+        begin_ns = perf_counter_ns()
         self._await(k, iteration, stream)
         if iteration >= self._trace_from:
-            self._begun[k] = (perf_counter_ns(), _stamp(stream))
+            self._begun[k] = (begin_ns, _stamp(stream) if self._with_events else None)
         if stream is not self._compute:
             torch.cuda.set_stream(stream)
 
@@ -153,7 +160,8 @@ class StreamLanes:
             events[iteration % len(events)].record(stream)
         if iteration >= self._trace_from:
             begin_ns, begin = self._begun.pop(k)
-            self._timed.append((k, iteration, begin, _stamp(stream)))
+            if begin is not None:
+                self._timed.append((k, iteration, begin, _stamp(stream)))
             self._recorder.add(("host", k, iteration, begin_ns, perf_counter_ns()))
 
 

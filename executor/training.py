@@ -59,7 +59,7 @@ class Training:
         self._instances = instances
         self._layout = layout
         self._rank = rank
-        self._batch, self._tokens, self._seed = batch, tokens, seed
+        self.batch, self._tokens, self._seed = batch, tokens, seed
         self.parameters = {name: p for name, p in case.module.named_parameters() if p.requires_grad}
         _check_same(self.parameters, workload)
         self._stores = {
@@ -107,7 +107,7 @@ class Training:
         """Make the shard of *iteration*, run forward and backward on it."""
         self._hooks.begin(reach)
         torch.manual_seed(shard_seed(self._seed, self._rank, iteration))
-        inputs = self.case.example(self._batch, self._tokens, self._device)
+        inputs = self.case.example(self.batch, self._tokens, self._device)
         loss = self.case.loss(self.case.module, inputs)
         self._hooks.forward_is_done()
         self._losses.append(loss.detach())

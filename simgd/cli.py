@@ -412,7 +412,7 @@ app.add_typer(calibrate_app, name="calibrate")
 @calibrate_app.callback()
 def calibrate(
     context: typer.Context,
-    backend: Annotated[str, typer.Option(help="mpi or gloo")] = "mpi",
+    backend: Annotated[str, typer.Option(help="mpi, gloo or nccl")] = "mpi",
     workload: Annotated[
         list[str] | None, typer.Option(help="names or TOML files; each with --batch, --seq-len")
     ] = None,
@@ -426,7 +426,9 @@ def calibrate(
         str, typer.Option(help="what ranks do beside communication: real, or emulated (asleep)")
     ] = "real",
     progress: Annotated[str | None, typer.Option(help="who lets collectives progress: none, poll:N or thread")] = None,
-    largest: Annotated[str, typer.Option(help="largest message")] = "16MiB",
+    largest: Annotated[
+        str | None, typer.Option(help="largest message; default: 16MiB, between GPUs 1GiB", show_default=False)
+    ] = None,
     timeout: Annotated[float, typer.Option(min=0.1, help="seconds without progress that end the job")] = 60.0,
     seed: Annotated[int, typer.Option(min=0, help="of the order of measurements")] = 0,
     json: AsJson = False,
@@ -435,23 +437,27 @@ def calibrate(
     if context.invoked_subcommand is not None:
         return
     from calibration import calibrate as library
+    from calibration.wanted import Wanted
     from executor import job as execution
     from executor.comm import progress as read_progress
     from executor.plan import usual_progress
     from simgd import catalogue
     from simgd.units import KIB, nbytes
 
-    if backend not in ("mpi", "gloo"):
-        raise unknown("backend", backend, ["mpi", "gloo"])
+    if backend not in ("mpi", "gloo", "nccl"):
+        raise unknown("backend", backend, ["mpi", "gloo", "nccl"])
     if compute not in ("real", "emulated"):
         raise unknown("compute", compute, ["real", "emulated"])
+    if backend == "nccl" and compute != "real":
+        raise ProfileError("--compute emulated: ranks on GPUs compute; take --backend mpi or gloo, or --compute real")
     _check_suffix(out, (".json", ".json.gz"), "a profile is written as JSON")
     if not out.parent.is_dir() or out.is_dir():
         raise FileError(f"{out}: is a folder; name a file" if out.is_dir() else f"{out}: there is no such folder")
+    largest = largest or ("1GiB" if backend == "nccl" else "16MiB")
     if nbytes(largest) < KIB:
         raise ProfileError(f"--largest {largest}: must be 1KiB or more")
     jobs = [_job(name, batch, seq_len, optimizer, "fp32", "fp32") for name in workload or []]
-    wanted = library.Wanted(
+    wanted = Wanted(
         name=out.name.partition(".")[0],
         backend=backend,  # type: ignore[arg-type]
         workloads=[(job.workload, job.batch, job.tokens) for job in jobs],

@@ -183,6 +183,7 @@ class LayerCosts:
         self._scale: Callable[[Direction], Estimate] | None = None
         self._table: dict[tuple[str, Direction], Estimate] = {}
         self._bound: dict[tuple[str, Direction], Bound] = {}
+        self._issue: dict[tuple[str, Direction], float] = {}
         for direction in ("forward", "backward"):
             self._fill(direction)
 
@@ -193,6 +194,10 @@ class LayerCosts:
     def bound(self, layer: Layer, direction: Direction) -> Bound:
         """Return what limits a pass of *layer*; where nobody counted its work it is taken to be arithmetic."""
         return self._bound.get((layer.name, direction), "matrix")
+
+    def issue_s(self, layer: str, direction: Direction) -> float | None:
+        """Return the host time of issuing one pass of one layer; None where nobody measured it."""
+        return self._issue.get((layer, direction))
 
     def _fill(self, direction: Direction) -> None:
         measured = self._measured(direction)
@@ -217,6 +222,8 @@ class LayerCosts:
             return lambda layer: None
         if direction == "forward":
             self.rest_s = entry.rest_s
+        if entry.direction == direction:
+            self._issue |= {(name, direction): seconds for name, seconds in entry.issue.items()}
         ratio = 1.0
         if entry.direction != direction:
             split = self.profile.split
@@ -370,9 +377,11 @@ def _far(a: float, b: float) -> float:
     return abs(math.log(a / b))
 
 
-def interference_entry(profile: Profile, compute: Bound, path: str) -> Interference | None:
-    """Return the entry for such compute beside communication over *path*."""
-    return next((entry for entry in profile.interference if (entry.compute, entry.path) == (compute, path)), None)
+def interference_entry(profile: Profile, compute: Bound, path: str, workload: str) -> Interference | None:
+    """Return the entry for such compute of *workload* beside communication over *path*; else that for any workload."""
+    found = [entry for entry in profile.interference if (entry.compute, entry.path) == (compute, path)]
+    own = [entry for entry in found if entry.workload == workload]
+    return next(iter([*own, *(entry for entry in found if not entry.workload)]), None)
 
 
 def peak_memory_bytes(schedule: Schedule, job: Job, profile: Profile) -> float:

@@ -117,7 +117,7 @@ class Prices:
         return found
 
     def _find_beside(self, compute: Bound) -> "Beside":
-        entry = costs.interference_entry(self.profile, compute, self.path)
+        entry = costs.interference_entry(self.profile, compute, self.path, self.job.workload.name)
         progress = Fraction(self.execution.progress).limit_denominator(100)
         slowed = slows = ONE
         origins: list[Origin] = []
@@ -211,9 +211,11 @@ class _Pricing:
                 share = 1 if part == "all" else self.prices.ranks
                 elements, tensors = -(-self.buckets[bucket].elements // share), len(self.buckets[bucket].slices)
                 estimate = costs.update_s(elements, tensors, job, profile)
-                return self._local(estimate, issue_s + self.host.update)
+                return self._local(estimate, issue_s + self.host.update + tensors * self.host.update_tensor)
             case Map(bucket=bucket):
-                return self._local(costs.copy_s(self.buckets[bucket].elements, profile), issue_s + self.host.copy)
+                copied = self.buckets[bucket]
+                issue_s += self.host.copy + len(copied.slices) * self.host.copy_tensor
+                return self._local(costs.copy_s(copied.elements, profile), issue_s)
             case Wait():
                 return OpTime(issue_ps=self._host_ps(issue_s), run_ps=self._host_ps(self.host.wait))
             case _ as never:
@@ -221,11 +223,13 @@ class _Pricing:
 
     def _pass(self, layers: tuple[str, ...], direction: Literal["forward", "backward"], issue_s: float) -> OpTime:
         run_ps, slowed, slows = 0, ONE, ONE
-        kernel_s = self.host.forward_kernel if direction == "forward" else self.host.backward_kernel
+        kind = "forward_kernel" if direction == "forward" else "backward_kernel"
+        kernel_s, faster = getattr(self.host, kind), self.what_if.host.get(kind, 1.0)
         for name in layers:
             layer = self.prices.layer[name]
             work = layer.forward if direction == "forward" else layer.backward
-            issue_s += (work.kernels if work is not None else 1) * kernel_s
+            measured_s = self.prices.layers.issue_s(name, direction)
+            issue_s += (work.kernels if work is not None else 1) * kernel_s if measured_s is None else measured_s / faster
             run_ps += self._device_ps(self._noted(direction, self.prices.layers.of(name, direction)))
             beside = self._beside(self.prices.layers.bound(layer, direction))
             if beside is not _UNDISTURBED:

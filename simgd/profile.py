@@ -80,7 +80,8 @@ class StepTime(Entry, frozen=True, kw_only=True):
 class LayerTimes(Entry, frozen=True, kw_only=True):
     """Device seconds of each layer's forward or backward pass; `batch` 0 means that the batch is unknown.
 
-    `rest_s` is what an iteration takes besides layers, updates and copies: data, loss, the loop.
+    `rest_s` is what an iteration takes besides layers, updates and copies: data, loss, the loop. `issue` are the host's
+    seconds of issuing each pass to a device; empty, they follow from the kernels that the workload counts.
     """
 
     workload: str
@@ -90,11 +91,13 @@ class LayerTimes(Entry, frozen=True, kw_only=True):
     dtype: Dtype = "fp32"
     tokens: int = 0
     rest_s: float = 0.0
+    issue: dict[str, float] = {}
 
     def _check(self) -> None:
         where = f"{self.direction} times of {self.workload!r}"
         check_not_negative(ProfileError, where, batch=self.batch, tokens=self.tokens, rest_s=self.rest_s)
         check_not_negative(ProfileError, where, **self.seconds)
+        check_not_negative(ProfileError, f"{where}: issue", **self.issue)
         if not self.seconds:
             raise ProfileError(f"{where}: no layer has a time")
 
@@ -124,7 +127,8 @@ class Efficiency(Entry, frozen=True, kw_only=True):
 class Host(Entry, frozen=True, kw_only=True):
     """Seconds of host time to issue one forward or backward kernel, collective (with its hook), update or copy;
     to return from a wait; once an iteration (data, loss, loop); and for every op of the schedule (the runner's own).
-    `cold` is what a collective takes more, and starting it, where there was none before it for 10 ms or longer."""
+    An update and a copy take `update_tensor` and `copy_tensor` more for each of their tensors. `cold` is what a
+    collective takes more, and starting it, where there was none before it for 10 ms or longer."""
 
     forward_kernel: float
     backward_kernel: float
@@ -135,6 +139,8 @@ class Host(Entry, frozen=True, kw_only=True):
     iteration: float
     op: float = 0.0
     cold: float = 0.0
+    update_tensor: float = 0.0
+    copy_tensor: float = 0.0
 
     def _check(self) -> None:
         numbers = {name: getattr(self, name) for name in self.__struct_fields__ if name not in Entry.__struct_fields__}
@@ -351,13 +357,14 @@ class Interference(Entry, frozen=True, kw_only=True):
     """How many times slower compute runs beside communication, and communication beside compute.
 
     `compute` says which compute: bound by matrix arithmetic or by memory; `path` the link kind that the communication
-    crosses.
+    crosses; `workload` of which workload, where it was measured for that one (empty: of any other).
     """
 
     compute: Literal["matrix", "memory"]
     path: str
     compute_factor: float
     communication_factor: float
+    workload: str = ""
 
     def _check(self) -> None:
         for factor in (self.compute_factor, self.communication_factor):
@@ -366,7 +373,7 @@ class Interference(Entry, frozen=True, kw_only=True):
 
     @property
     def key(self) -> tuple[object, ...]:  # noqa: D102
-        return (type(self).__name__, self.compute, self.path)
+        return (type(self).__name__, self.compute, self.path, self.workload)
 
 
 class Progress(Entry, frozen=True, kw_only=True):

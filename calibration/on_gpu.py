@@ -1,0 +1,302 @@
+"""Calibrates ranks that have a GPU each: device times from captured graphs, the host's from a loop that waits for none.
+
+Model
+    Steps: operations between the GPUs by size, captured (`captured`), and their fits (`fits`). Then of each workload:
+    its local step, captured; the same beside all-reduces in the background; what the host takes to issue its ops, and
+    collectives among them (`issuing`); and how single iterations scatter in eager execution.
+
+    Every workload has its own factors of interference: beside all-reduces of `BACKGROUND_BYTES` its ops that are bound
+    by arithmetic and those bound by memory slow down by so much, each weighted by its time. What the loop around the
+    ops takes is its own as well; the host's costs hold what passes until a host that waits knows of an end.
+
+What it leaves out
+    Other numbers of ranks; messages between hosts.
+"""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from statistics import median
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from msgspec.structs import replace
+
+from calibration import captured, fits, issuing, local, machine, messages
+from calibration.captured import DeviceMessages
+from calibration.local import ByWork
+from calibration.messages import Tick
+from calibration.wanted import Wanted
+from executor import environment, processes
+from executor.assembling import About
+from executor.backends.protocol import Backend
+from executor.lanes import WAITING, Note
+from executor.plan import Plan, execution_of
+from executor.rank import Rank
+from simgd.costs import Bound, memory_bound
+from simgd.job import job
+from simgd.pricing import Prices
+from simgd.profile import Host, Interference, Jitter, LayerTimes, Library, Profile
+from simgd.schedule import Backward, Communicate, Forward
+from simgd.topology import Cluster
+from simgd.units import MIB
+
+#: Seconds that are granted to messages by size.
+MESSAGES_S = 60.0
+
+#: Size of the all-reduces in the background.
+BACKGROUND_BYTES = 25 * MIB
+
+#: Iterations of a turn in eager execution, those before them that are left out, and turns.
+STEPS, WARM_UP, TURNS = 12, 3, 5
+
+#: Measurements of one workload, for the bar.
+STEPS_EACH = 4
+
+#: Spreads of operations count from this size on.
+SPREAD_BYTES = 2**16
+
+
+class _Workload(NamedTuple):
+    """What was found of one workload: entries of a profile, and rows that those of others join."""
+
+    layers: tuple[LayerTimes, ...]
+    device: ByWork
+    issue: ByWork
+    kernels: dict[str, float]
+    interference: tuple[Interference, ...]
+    collective_s: list[float]
+    wait_s: list[float]
+    op_s: float
+    factors: list[float]
+
+
+class OnGpu:
+    """One calibration on one rank whose buffers lie on its GPU."""
+
+    def __init__(self, wanted: Wanted, backend: Backend, note: Note, tick: Tick, about: About) -> None:
+        self.wanted = wanted
+        self.backend = backend
+        self.note = note
+        self.tick = tick
+        self.about = about
+        # Nothing can be captured on the default stream.
+        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._comm = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+
+    def profile(self) -> Profile | None:
+        """Measure everything; return the profile on rank 0, None on the others."""
+        with torch.cuda.stream(self._stream):
+            return self._profile()
+
+    def _profile(self) -> Profile | None:
+        wanted, backend = self.wanted, self.backend
+        library = DeviceMessages(backend, self.note, wanted.largest_bytes)
+        with torch.cuda.stream(self._comm):
+            times = messages.measure(
+                library, wanted.keys(backend.ranks), empty=0, granted_s=MESSAGES_S, seed=wanted.seed, tick=self.tick
+            )
+        library.forget()
+        cluster = wanted.cluster or self._cluster(times)
+        found = [self._workload(wanted.plans(*each), cluster, library) for each in wanted.workloads]
+        round_trip_s = max(backend.exchange(issuing.round_trip_s()))
+        ranks = backend.exchange((processes.boot(), environment.host()))
+        if backend.rank:
+            return None
+        where = environment.described(
+            ranks, library=backend.library, launcher=self.about.launcher, command=self.about.command
+        )
+        spread = messages.spread(times, SPREAD_BYTES)
+        factors = [factor for each in found for factor in each.factors]
+        updates = [row for each in found for row in each.device.updates]
+        copies = [row for each in found for row in each.device.copies]
+        update = local.update_time(updates, wanted.optimizer, backend.ranks)
+        execution = execution_of(wanted.backend, None)
+        return Profile(
+            name=wanted.name,
+            cluster=cluster,
+            description=f"{cluster.device.name}, {backend.ranks} ranks, {wanted.backend}",
+            backend=wanted.backend,
+            environment=where,
+            layers=tuple(entry for each in found for entry in each.layers),
+            updates=(update,) if update is not None else (),
+            memory=local.memory_rate(copies, backend.ranks),
+            host=self._host(found, round_trip_s) if found else None,
+            fits=messages.fitted(
+                times,
+                ranks=backend.ranks,
+                nodes=len(where.hosts),
+                link_bytes_per_s=0.0,
+                source=f"{backend.library}, captured, on {backend.ranks} ranks; sums are divided",
+            ),
+            point_to_point=messages.point_to_point(times),
+            library=Library(origin="assumed", source="the executor's backend", name="nccl"),
+            interference=tuple(entry for each in found for entry in each.interference),
+            execution=replace(execution, origin="assumed", source="the executor's streams"),
+            jitter=Jitter(
+                origin="measured",
+                source=f"{len(factors)} eager iterations without communication, {len(spread)} messages",
+                iteration=fits.quantiles(factors),
+                communication=fits.quantiles(spread),
+            ),
+        )
+
+    # --- one workload ------------------------------------------------------------------------------------------
+
+    def _workload(self, plans: Sequence[Plan], cluster: Cluster, library: DeviceMessages) -> _Workload:
+        first = plans[0]
+        name = first.workload.name
+        source = f"{name} of {first.batch} a rank on {self.backend.ranks} ranks at once"
+        schedules = [plan.schedule for plan in plans]
+        ranks = [Rank(plan, self.backend, self.note) for plan in plans]
+        steps = self._timed(f"{name}, captured", lambda: [captured.step(rank) for rank in ranks])
+        alone = self._timed(f"{name}, replayed", lambda: [captured.durations(step) for step in steps])
+        beside = self._timed(
+            f"{name}, beside all-reduces",
+            lambda: captured.beside(steps[0], alone[0], library, self._comm, BACKGROUND_BYTES),
+        )
+        turns = self._turns(ranks[0])
+        issue = self._timed(
+            f"{name}, issued", lambda: [issuing.issued(rank, self.note, communicating=False) for rank in ranks]
+        )
+        layerwise = next(place for place, plan in enumerate(plans) if plan.schedule.name == "layerwise")
+        sending = issuing.issued(ranks[layerwise], self.note, communicating=True)
+        for rank in ranks:
+            assert rank.training is not None
+            rank.training.close()
+        middle = median(s for turn in turns for s in turn)
+        drift = np.quantile([median(turn) / middle for turn in turns], (0.05, 0.95))
+        about = {"origin": "measured", "uncertainty": min(float(drift[1] - drift[0]) / 2, 0.9)}
+        device, host = (local.by_work(schedules, [each.ops for each in found]) for found in (alone, issue))
+        iteration_s, op_s = local.loop(schedules, [each.iteration - sum(each.ops) for each in issue])
+        ops = schedules[layerwise].ops
+        sums = {op.name for op in ops if isinstance(op.work, Communicate)}
+        needs = [any(dep.op in sums for dep in op.after) and op.name not in sums for op in ops]
+        return _Workload(
+            layers=local.passes(
+                device,
+                first,
+                {**about, "source": f"{source}, captured; issued with {issuing.BATCH} a rank"},
+                # The device makes the next batch while the host goes on.
+                rest_s=max(iteration_s, alone[0].rest),
+                issue=host,
+            ),
+            device=device,
+            issue=host,
+            kernels=_kernels(first),
+            interference=self._interference(first, cluster, alone[0].ops, beside, source),
+            collective_s=[s for op, s in zip(ops, sending.ops, strict=True) if op.name in sums],
+            wait_s=[b - a for need, a, b in zip(needs, issue[layerwise].ops, sending.ops, strict=True) if need],
+            op_s=op_s,
+            factors=[s / median(turn) for turn in turns for s in turn],
+        )
+
+    def _timed(self, step: str, work: Callable[[], Any]) -> Any:
+        self.note.at(WAITING)
+        self.backend.barrier()
+        begin = time.perf_counter()
+        found = work()
+        self.tick(step, time.perf_counter() - begin)
+        return found
+
+    def _turns(self, rank: Rank) -> list[list[float]]:
+        """Return the seconds of eager iterations without communication, by turn; of the slowest rank."""
+        own = []
+        for _ in range(TURNS):
+            self.note.at(WAITING)
+            self.backend.barrier()
+            lanes = rank.lanes(rank.recorder(1), traced=0, communicating=False)
+            rank.interpreter(lanes).run(WARM_UP + STEPS, lambda iteration: None)
+            own.append(lanes.iterations_s()[WARM_UP:])
+        assert rank.training is not None
+        rank.training.losses()
+        found: list[list[list[float]]] = self.backend.exchange(own)
+        return max(found, key=lambda turns: sum(map(sum, turns)))
+
+    def _interference(
+        self, plan: Plan, cluster: Cluster, alone: Sequence[float], beside: captured.Factors, source: str
+    ) -> tuple[Interference, ...]:
+        """Return an entry for ops of each bound: weighted by their times."""
+        about = job(plan.workload, batch=plan.batch, tokens=plan.tokens)
+        path = Prices(about, cluster, Profile(name=cluster.name, cluster=cluster), self.backend.ranks).path
+        before: dict[Bound, float] = {}
+        behind: dict[Bound, float] = {}
+        layers = {layer.name: layer for layer in plan.workload.layers}
+        for op, took, factor in zip(plan.schedule.ops, alone, beside.ops, strict=True):
+            bound: Bound = "memory"
+            if isinstance(op.work, (Forward, Backward)):
+                layer = layers[op.work.layers[0]]
+                work = layer.forward if isinstance(op.work, Forward) else layer.backward
+                bound = "memory" if work is not None and memory_bound(work, about, cluster.device) else "matrix"
+            before[bound] = before.get(bound, 0.0) + took
+            behind[bound] = behind.get(bound, 0.0) + took * factor
+        return tuple(
+            Interference(
+                origin="measured",
+                source=f"{source}, beside all-reduces of {BACKGROUND_BYTES / MIB:g} MiB",
+                compute=bound,
+                path=path,
+                compute_factor=behind[bound] / seconds,
+                communication_factor=beside.communication,
+                workload=plan.workload.name,
+            )
+            for bound, seconds in before.items()
+            if seconds
+        )
+
+    # --- the profile -------------------------------------------------------------------------------------------
+
+    def _host(self, found: Sequence[_Workload], round_trip_s: float) -> Host:
+        """Return the host's costs: passes by the kernels that workloads count, for those that were not measured."""
+        update, update_tensor = _by_tensor([row for each in found for row in each.issue.updates])
+        copy, copy_tensor = _by_tensor([row for each in found for row in each.issue.copies])
+        kernel = {
+            direction: sum(sum(map(median, getattr(each.issue, direction).values())) for each in found)
+            / max(1.0, sum(each.kernels[direction] for each in found))
+            for direction in ("forward", "backward")
+        }
+        names = ", ".join(workload.name for workload, _, _ in self.wanted.workloads)
+        return Host(
+            origin="measured",
+            source=f"issuing {names}, {issuing.BATCH} samples a rank, on {self.backend.ranks} ranks at once",
+            forward_kernel=kernel["forward"],
+            backward_kernel=kernel["backward"],
+            collective=median(s for each in found for s in each.collective_s),
+            update=update,
+            update_tensor=update_tensor,
+            copy=copy,
+            copy_tensor=copy_tensor,
+            wait=max(0.0, median(s for each in found for s in each.wait_s)),
+            iteration=round_trip_s,
+            op=median(each.op_s for each in found),
+        )
+
+    def _cluster(self, times: dict[messages.Key, list[float]]) -> Cluster:
+        largest = max((key for key in times if key.kind == "all_reduce"), key=lambda key: key.nbytes)
+        ranks = self.backend.ranks
+        device = machine.gpu()
+        direct = all(torch.cuda.can_device_access_peer(0, other) for other in range(1, torch.cuda.device_count()))
+        over = "nvlink" if direct and os.environ.get("NCCL_P2P_DISABLE", "0") == "0" else "pcie"
+        bus = 2 * (ranks - 1) / ranks * largest.nbytes / median(times[largest])
+        return machine.gpus(self.wanted.name, device, ranks, bytes_per_s=bus, kind=over)
+
+
+def _kernels(plan: Plan) -> dict[str, float]:
+    """Return the kernels of all passes that the workload counts."""
+    layers = plan.workload.layers
+    return {
+        direction: float(sum(work.kernels for layer in layers if (work := getattr(layer, direction)) is not None))
+        for direction in ("forward", "backward")
+    }
+
+
+def _by_tensor(rows: Sequence[local.Row]) -> tuple[float, float]:
+    """Return what issuing an update or a copy takes, and what it takes more for each of its tensors."""
+    rows = [row for row in rows if row.seconds]
+    if not rows:
+        return 0.0, 0.0
+    call, tensor = fits.least_costs(
+        [(row.calls / row.seconds, row.tensors / row.seconds) for row in rows], [1.0] * len(rows)
+    )
+    return call, tensor
