@@ -223,8 +223,8 @@ def sizes(least: int, most: int) -> Iterator[int]:
         nbytes *= 2
 
 
-def spread(times: Mapping[Key, Sequence[float]], least_bytes: int) -> list[float]:
-    """Return each repeat's time over the median of its size, of all-reduces of *least_bytes* and more.
+def spread_s(times: Mapping[Key, Sequence[float]], least_bytes: int) -> list[float]:
+    """Return each repeat's time less the median of its size, of all-reduces of *least_bytes* and more.
 
     Other kinds scatter otherwise (a broadcast ends at its root before it ends at the others), and gradients are summed.
     """
@@ -232,5 +232,5 @@ def spread(times: Mapping[Key, Sequence[float]], least_bytes: int) -> list[float
     for key, seconds in times.items():
         if key.kind == "all_reduce" and key.nbytes >= least_bytes and seconds:
             middle = median(seconds)
-            found += [each / middle for each in seconds]
+            found += [each - middle for each in seconds]
     return found

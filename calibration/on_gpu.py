@@ -107,7 +107,7 @@ class OnGpu:
         where = environment.described(
             ranks, library=backend.library, launcher=self.about.launcher, command=self.about.command
         )
-        spread = messages.spread(times, SPREAD_BYTES)
+        spread = messages.spread_s(times, SPREAD_BYTES)
         factors = [factor for each in found for factor in each.factors]
         updates = [row for each in found for row in each.device.updates]
         copies = [row for each in found for row in each.device.copies]
@@ -138,7 +138,7 @@ class OnGpu:
                 origin="measured",
                 source=f"{len(factors)} eager iterations without communication, {len(spread)} messages",
                 iteration=fits.quantiles(factors),
-                communication=fits.quantiles(spread),
+                communication_s=fits.quantiles(spread),
             ),
         )
 

@@ -32,7 +32,7 @@ from simgd.workload import Workload
 #: Seconds that are granted to the local work of one workload, and to messages by size.
 LOCAL_S, MESSAGES_S = 40.0, 60.0
 
-#: Spreads of collectives count from this size on: smaller ones scatter by more of their time, which no step feels.
+#: Spreads of collectives count from this size on; below it the clock and the scheduler rule.
 SPREAD_BYTES = 2**16
 
 
@@ -151,12 +151,12 @@ class OnHost:
             progress=max(together.share, 0.01),
         )
         factors = [factor for each in found for factor in each.factors]
-        spread = messages.spread(times, SPREAD_BYTES)
+        spread = messages.spread_s(times, SPREAD_BYTES)
         jitter = Jitter(
             origin="measured",
             source=f"{len(factors)} iterations without communication, {len(spread)} messages",
             iteration=fits.quantiles(factors),
-            communication=fits.quantiles(spread),
+            communication_s=fits.quantiles(spread),
         )
         update = local.update_time([row for each in found for row in each.updates], wanted.optimizer, ranks)
         largest = max(found, key=lambda each: each.host.iteration, default=None)

@@ -1,8 +1,8 @@
 """How iterations spread when compute times jitter: in closed form, or simulated with drawn noise.
 
 Model
-    Compute of a rank takes a factor, drawn for every iteration and once for a whole run; a collective takes one of its
-    own. Factors have median 1: log-normal ones, or quantiles as they were measured. In closed form an iteration is as
+    Compute of a rank takes a factor, drawn for every iteration and once for a whole run; a collective takes so much
+    longer or shorter. Factors have median 1: log-normal ones, or quantiles as they were measured. In closed form an iteration is as
     slow as the slowest of p ranks, as if all of it were compute: the slowest of p factors lies below x with probability
     F(x)**p; runs' medians spread around its middle only as far as ranks differ. Simulated, the factors are drawn from a
     seeded generator, and slack hides what it really hides.
@@ -21,12 +21,16 @@ from simgd.profile import Jitter
 from simgd.schedule import Schedule
 from simgd.soundness import Derived
 from simgd.timing import Timing
+from simgd.units import PS_PER_S
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
 #: A simulated spread: so many runs, each of so many iterations after the warm-up.
 RUNS, ITERATIONS, WARM_UP = 8, 16, 3
+
+#: A collective that is short of its usual time by more than it takes keeps this share of it.
+LEAST_STRETCH = 0.1
 
 #: What an interval of 90 % and its middle are.
 PARTS = (0.05, 0.5, 0.95)
@@ -112,12 +116,18 @@ def simulated(
             return np.exp(generator.normal(0.0, sigma, shape))
         return np.interp(generator.random(shape), np.linspace(0, 1, len(quantiles)), quantiles)
 
+    def drawn_s(shape: tuple[int, int]) -> "npt.NDArray[np.float64]":
+        quantiles = jitter.communication_s
+        return drawn(quantiles, 0.0, shape) if quantiles else np.zeros(shape)
+
+    # What takes no time is stretched by nothing.
+    run_s = np.array([timing.ops[op.name].run_ps / PS_PER_S or math.inf for op in schedule.ops])
     times, medians = [], []
     for _ in range(RUNS):
         slowdowns = drawn((), jitter.rank_sigma, (1, ranks)) * drawn(
             jitter.iteration, jitter.iteration_sigma, (iterations, ranks)
         )
-        stretches = drawn(jitter.communication, 0.0, (iterations, ops))
+        stretches = np.maximum(1 + drawn_s((iterations, ops)) / run_s, LEAST_STRETCH)
         if ranks > FEW_RANKS:
             from simgd.ensemble import ensemble
 

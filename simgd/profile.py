@@ -476,22 +476,23 @@ class Jitter(Entry, frozen=True, kw_only=True):
     """Spread of times. Of compute: of one rank's iterations and between ranks, each the sigma of a log-normal factor
     whose median is 1.
 
-    Where it was measured, `iteration` and `communication` are the quantiles, at equal steps of probability from 0 to 1,
-    of the factor on a rank's compute and on one collective; they replace `iteration_sigma`.
+    Where it was measured, `iteration` are the quantiles, at equal steps of probability from 0 to 1, of the factor on a
+    rank's compute, which replaces `iteration_sigma`; and `communication_s` those of the seconds that one collective
+    takes beyond its median (or less): hosts and schedulers delay a message by as much over any link.
     """
 
     iteration_sigma: float = 0.0
     rank_sigma: float = 0.0
     iteration: tuple[float, ...] = ()
-    communication: tuple[float, ...] = ()
+    communication_s: tuple[float, ...] = ()
 
     def _check(self) -> None:
         for name in ("iteration_sigma", "rank_sigma"):
             if not 0 <= getattr(self, name) <= 3:
                 raise ProfileError(f"jitter: {name} is {getattr(self, name)}; it must be from 0 to 3")
-        for name in ("iteration", "communication"):
+        for name, least in (("iteration", 0.0), ("communication_s", -float("inf"))):
             factors = getattr(self, name)
-            if len(factors) == 1 or any(not 0 <= a <= b < float("inf") for a, b in pairwise(factors)):
+            if len(factors) == 1 or any(not least <= a <= b < float("inf") for a, b in pairwise(factors)):
                 raise ProfileError(f"jitter: {name} must be two quantiles or more, in order")
 
 
