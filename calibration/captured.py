@@ -13,6 +13,7 @@ Known not to hold
 """
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from statistics import median
 from typing import NamedTuple
 
@@ -95,8 +96,7 @@ class CapturedLanes:
 
     def durations_s(self) -> list[tuple[int, float]]:
         """Return (op, seconds) in the order of the last replay; op -1 is what lies before the first and behind all."""
-        pairs = zip(self._stamps, self._stamps[1:], strict=False)
-        return [(k, begin.elapsed_time(end) * 1e-3) for (k, begin), (_, end) in pairs]
+        return [(k, begin.elapsed_time(end) * 1e-3) for (k, begin), (_, end) in pairwise(self._stamps)]
 
     def _stamp(self, k: int) -> None:
         if self._with_events:
@@ -161,7 +161,7 @@ def seconds(graph: torch.cuda.CUDAGraph, replays: int) -> list[float]:
         graph.replay()
         stamps.append(_stamp())
     torch.cuda.synchronize()
-    return [begin.elapsed_time(end) * 1e-3 for begin, end in zip(stamps, stamps[1:], strict=False)]
+    return [begin.elapsed_time(end) * 1e-3 for begin, end in pairwise(stamps)]
 
 
 def durations(step: Step) -> Durations:
@@ -169,11 +169,11 @@ def durations(step: Step) -> Durations:
     plain: list[float] = []
     found: list[list[tuple[int, float]]] = []
     for number in range(WARM_UP + REPLAYS):
-        whole = seconds(step.plain, 1)
+        took = seconds(step.plain, 1)
         step.stamped.replay()
         torch.cuda.synchronize()
         if number >= WARM_UP:
-            plain += whole
+            plain += took
             found.append(step.lanes.durations_s())
     whole, stamped = median(plain), _medians(found)
     event = max(0.0, sum(s for _, s in stamped) - whole) / len(stamped)
@@ -222,7 +222,7 @@ class DeviceMessages:
         self._note.at(WAITING)
         self._once(Key("all_reduce", nbytes))
         torch.cuda.synchronize()
-        return capture(lambda: [self._once(Key("all_reduce", nbytes)) for _ in range(count)])
+        return capture(lambda: self._repeat(Key("all_reduce", nbytes), count))
 
     def forget(self) -> None:
         """Give back the graphs."""
@@ -234,7 +234,11 @@ class DeviceMessages:
         # Connections are made where an operation runs for the first time.
         self._once(key)
         torch.cuda.synchronize()
-        return capture(lambda: [self._once(key) for _ in range(count)]), count
+        return capture(lambda: self._repeat(key, count)), count
+
+    def _repeat(self, key: Key, count: int) -> None:
+        for _ in range(count):
+            self._once(key)
 
     def _once(self, key: Key) -> None:
         buffer, backend = self._buffer(key.nbytes), self.backend
@@ -303,7 +307,7 @@ def beside(step: Step, alone: Durations, messages: DeviceMessages, comm: torch.c
         found.append(step.lanes.durations_s())
         within = [
             first.elapsed_time(last) * 1e-3
-            for first, last in zip(stamps, stamps[1:], strict=False)
+            for first, last in pairwise(stamps)
             if begin.elapsed_time(first) >= 0 and last.elapsed_time(end) >= 0
         ]
         series_s += within

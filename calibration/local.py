@@ -21,6 +21,7 @@ from statistics import median
 from typing import Any, NamedTuple, get_args
 
 import numpy as np
+from msgspec.structs import replace
 
 from calibration.fits import least_costs
 from calibration.messages import Tick
@@ -38,6 +39,9 @@ TURNS = 8
 
 #: What a rank that sleeps spends on each op, to see what that takes besides.
 SLEPT_S = 4e-4
+
+#: Tensors of an update that one launch of a kernel takes all the same.
+FEW_TENSORS = 2
 
 #: Turns that are made however long they take.
 LEAST_TURNS = 3
@@ -180,9 +184,20 @@ def by_work(schedules: Sequence[Schedule], seconds: Sequence[Sequence[float]]) -
 
 
 def passes(
-    found: ByWork, plan: Plan, about: Mapping[str, Any], *, rest_s: float, issue: ByWork | None = None
+    found: ByWork,
+    plan: Plan,
+    about: Mapping[str, Any],
+    *,
+    rest_s: float,
+    issue: ByWork | None = None,
+    beside: ByWork | None = None,
 ) -> tuple[LayerTimes, ...]:
-    """Return the times of the passes of *plan*'s workload, with what the host took to *issue* them to a device."""
+    """Return the times of the passes of *plan*'s workload, with what the host took to *issue* them to a device, and how
+    many times as long they took *beside* collectives."""
+
+    def medians(of: ByWork | None, direction: Direction) -> dict[str, float]:
+        return {name: median(s) for name, s in getattr(of, direction).items()} if of is not None else {}
+
     return tuple(
         LayerTimes(
             **about,
@@ -190,9 +205,10 @@ def passes(
             batch=plan.batch,
             tokens=plan.tokens,
             direction=direction,
-            seconds={name: median(s) for name, s in getattr(found, direction).items()},
+            seconds=medians(found, direction),
             rest_s=rest_s if direction == "forward" else 0.0,
-            issue={name: median(s) for name, s in getattr(issue, direction).items()} if issue is not None else {},
+            issue=medians(issue, direction),
+            beside=medians(beside, direction),
         )
         for direction in get_args(Direction)
     )
@@ -232,6 +248,32 @@ def update_time(rows: Sequence[Row], optimizer: str, ranks: int) -> UpdateTime |
     return UpdateTime(
         origin="measured", source=source, optimizer=optimizer, call_s=call, tensor_s=tensor, element_s=element
     )
+
+
+def update_curve(rows: Sequence[Row], optimizer: str, ranks: int) -> UpdateTime | None:
+    """Return what an update takes on a GPU: a curve in elements of those of few tensors, and what more tensors add."""
+    few = [row for row in rows if row.tensors <= FEW_TENSORS]
+    if not few:
+        return update_time(rows, optimizer, ranks)
+    by_elements: dict[float, list[float]] = {}
+    for row in few:
+        by_elements.setdefault(row.elements, []).append(row.seconds)
+    sizes = sorted(by_elements)
+    # More elements never take less time.
+    growing = np.maximum.accumulate([median(by_elements[size]) for size in sizes])
+    points = tuple(zip(sizes, map(float, growing), strict=True))
+    curve = UpdateTime(
+        origin="measured", source="", optimizer=optimizer, call_s=0.0, tensor_s=0.0, element_s=0.0, points=points
+    )
+    more = [
+        max(0.0, row.seconds - curve.seconds(row.elements, 1)) / (row.tensors - 1)
+        for row in rows
+        if row.tensors > FEW_TENSORS
+    ]
+    made = replace(curve, tensor_s=median(more) if more else 0.0)
+    missed = sum(abs(made.seconds(row.elements, int(row.tensors)) - row.seconds) for row in rows)
+    off = missed / sum(row.seconds for row in rows)
+    return replace(made, source=f"{len(rows)} updates in place on {ranks} ranks; their costs miss them by {off:.0%}")
 
 
 def memory_rate(rows: Sequence[Row], ranks: int) -> MemoryRate | None:

@@ -1,8 +1,8 @@
 """Describes the machine at hand as a cluster: a CPU rank or a GPU as one device, joined by whatever joins the ranks.
 
 What a data sheet would say is measured: the rate of a matrix product and of copying memory, on the cores that the rank
-has or on its GPU. The nominal rate of what joins them is what the largest messages reached; `--on CLUSTER` says it where
-it is known.
+has or on its GPU. The nominal rate of what joins them is what the largest messages reached; `--on CLUSTER` says it
+where it is known.
 """
 
 import time

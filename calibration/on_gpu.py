@@ -5,8 +5,8 @@ Model
     its local step, captured; the same beside all-reduces in the background; what the host takes to issue its ops, and
     collectives among them (`issuing`); and how single iterations scatter in eager execution.
 
-    Every workload has its own factors of interference: beside all-reduces of `BACKGROUND_BYTES` its ops that are bound
-    by arithmetic and those bound by memory slow down by so much, each weighted by its time. What the loop around the
+    Every pass has its own factor of interference beside all-reduces of `BACKGROUND_BYTES`; all-reduces have one beside
+    each workload. Ops besides passes take the factor of those bound by memory. What the loop around the
     ops takes is its own as well; the host's costs hold what passes until a host that waits knows of an end.
 
 What it leaves out
@@ -14,16 +14,17 @@ What it leaves out
 """
 
 import os
+import random
 import time
 from collections.abc import Callable, Sequence
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from msgspec.structs import replace
 
-from calibration import captured, fits, issuing, local, machine, messages
+from calibration import ahead, captured, fits, issuing, local, machine, messages
 from calibration.captured import DeviceMessages
 from calibration.local import ByWork
 from calibration.messages import Tick
@@ -54,6 +55,12 @@ STEPS, WARM_UP, TURNS = 12, 3, 5
 #: Measurements of one workload, for the bar.
 STEPS_EACH = 4
 
+#: More than this eager execution does not take longer than a captured one, unless the host holds it up.
+MOST_EAGER = 1.15
+
+#: The place of the layer-wise schedule, which has the most collectives, among `wanted.ON_GPU`.
+LAYERWISE = 1
+
 #: Spreads of operations count from this size on.
 SPREAD_BYTES = 2**16
 
@@ -66,8 +73,8 @@ class _Workload(NamedTuple):
     issue: ByWork
     kernels: dict[str, float]
     interference: tuple[Interference, ...]
-    collective_s: list[float]
-    wait_s: list[float]
+    collectives: int
+    collectives_s: float
     op_s: float
     factors: list[float]
 
@@ -111,7 +118,7 @@ class OnGpu:
         factors = [factor for each in found for factor in each.factors]
         updates = [row for each in found for row in each.device.updates]
         copies = [row for each in found for row in each.device.copies]
-        update = local.update_time(updates, wanted.optimizer, backend.ranks)
+        update = local.update_curve(updates, wanted.optimizer, backend.ranks)
         execution = execution_of(wanted.backend, None)
         return Profile(
             name=wanted.name,
@@ -156,41 +163,53 @@ class OnGpu:
             f"{name}, beside all-reduces",
             lambda: captured.beside(steps[0], alone[0], library, self._comm, BACKGROUND_BYTES),
         )
+        silent, sending = self._timed(f"{name}, issued", lambda: self._issued(ranks))
         turns = self._turns(ranks[0])
-        issue = self._timed(
-            f"{name}, issued", lambda: [issuing.issued(rank, self.note, communicating=False) for rank in ranks]
-        )
-        layerwise = next(place for place, plan in enumerate(plans) if plan.schedule.name == "layerwise")
-        sending = issuing.issued(ranks[layerwise], self.note, communicating=True)
+        eager = ahead.step_s(ranks[0], self.note, silent[0].iteration) / alone[0].whole
+        eager = min(max(eager, 1.0), MOST_EAGER)
         for rank in ranks:
             assert rank.training is not None
             rank.training.close()
         middle = median(s for turn in turns for s in turn)
         drift = np.quantile([median(turn) / middle for turn in turns], (0.05, 0.95))
-        about = {"origin": "measured", "uncertainty": min(float(drift[1] - drift[0]) / 2, 0.9)}
-        device, host = (local.by_work(schedules, [each.ops for each in found]) for found in (alone, issue))
-        iteration_s, op_s = local.loop(schedules, [each.iteration - sum(each.ops) for each in issue])
-        ops = schedules[layerwise].ops
-        sums = {op.name for op in ops if isinstance(op.work, Communicate)}
-        needs = [any(dep.op in sums for dep in op.after) and op.name not in sums for op in ops]
+        about = {
+            "origin": "measured",
+            "uncertainty": min(float(drift[1] - drift[0]) / 2, 0.9),
+            "source": f"{source}, captured, eager {eager:.3f} times as long; issued with {issuing.BATCH} a rank",
+        }
+        device = local.by_work(schedules, [[s * eager for s in each.ops] for each in alone])
+        host = local.by_work(schedules, [each.ops for each in silent])
+        left_s = sum(each.iteration - each.start - sum(each.ops) for each in silent)
+        layers = local.passes(
+            device,
+            first,
+            about,
+            # The device makes the next batch while the host goes on.
+            rest_s=max(median(each.start for each in silent), alone[0].rest),
+            issue=host,
+            beside=local.by_work(schedules[:1], [beside.ops]),
+        )
         return _Workload(
-            layers=local.passes(
-                device,
-                first,
-                {**about, "source": f"{source}, captured; issued with {issuing.BATCH} a rank"},
-                # The device makes the next batch while the host goes on.
-                rest_s=max(iteration_s, alone[0].rest),
-                issue=host,
-            ),
+            layers=layers,
             device=device,
             issue=host,
             kernels=_kernels(first),
             interference=self._interference(first, cluster, alone[0].ops, beside, source),
-            collective_s=[s for op, s in zip(ops, sending.ops, strict=True) if op.name in sums],
-            wait_s=[b - a for need, a, b in zip(needs, issue[layerwise].ops, sending.ops, strict=True) if need],
-            op_s=op_s,
+            collectives=sum(isinstance(op.work, Communicate) for op in schedules[LAYERWISE].ops),
+            collectives_s=max(0.0, sending.iteration - silent[LAYERWISE].iteration),
+            op_s=max(0.0, left_s) / sum(len(schedule.ops) for schedule in schedules),
             factors=[s / median(turn) for turn in turns for s in turn],
         )
+
+    def _issued(self, ranks: Sequence[Rank]) -> tuple[list[issuing.Issued], issuing.Issued]:
+        """Return what the host takes for each schedule without communication, and for the layer-wise one with it."""
+        silent = [issuing.Turns(rank, self.note, communicating=False) for rank in ranks]
+        sending = issuing.Turns(ranks[LAYERWISE], self.note, communicating=True)
+        draw = random.Random(self.wanted.seed)
+        for _ in range(issuing.TURNS):
+            for each in draw.sample([*silent, sending], len(silent) + 1):
+                each.run()
+        return [each.issued() for each in silent], sending.issued()
 
     def _timed(self, step: str, work: Callable[[], Any]) -> Any:
         self.note.at(WAITING)
@@ -262,12 +281,12 @@ class OnGpu:
             source=f"issuing {names}, {issuing.BATCH} samples a rank, on {self.backend.ranks} ranks at once",
             forward_kernel=kernel["forward"],
             backward_kernel=kernel["backward"],
-            collective=median(s for each in found for s in each.collective_s),
+            collective=sum(each.collectives_s for each in found) / sum(each.collectives for each in found),
             update=update,
             update_tensor=update_tensor,
             copy=copy,
             copy_tensor=copy_tensor,
-            wait=max(0.0, median(s for each in found for s in each.wait_s)),
+            wait=0.0,
             iteration=round_trip_s,
             op=median(each.op_s for each in found),
         )
@@ -277,7 +296,9 @@ class OnGpu:
         ranks = self.backend.ranks
         device = machine.gpu()
         direct = all(torch.cuda.can_device_access_peer(0, other) for other in range(1, torch.cuda.device_count()))
-        over = "nvlink" if direct and os.environ.get("NCCL_P2P_DISABLE", "0") == "0" else "pcie"
+        over: Literal["nvlink", "pcie"] = (
+            "nvlink" if direct and os.environ.get("NCCL_P2P_DISABLE", "0") == "0" else "pcie"
+        )
         bus = 2 * (ranks - 1) / ranks * largest.nbytes / median(times[largest])
         return machine.gpus(self.wanted.name, device, ranks, bytes_per_s=bus, kind=over)
 

@@ -55,7 +55,12 @@ class OnHost:
         rate = self._rate()
         empty = round(2 * burst_s * rate)
         times = messages.measure(
-            self.messages, wanted.keys(backend.ranks), empty=empty, granted_s=MESSAGES_S, seed=wanted.seed, tick=self.tick
+            self.messages,
+            wanted.keys(backend.ranks),
+            empty=empty,
+            granted_s=MESSAGES_S,
+            seed=wanted.seed,
+            tick=self.tick,
         )
         alone = {
             nbytes: median(messages.slowest(backend, self.messages.visit(Key("all_reduce", nbytes), 3, empty)))

@@ -128,8 +128,7 @@ def update_s(elements: int, tensors: int, job: Job, profile: Profile) -> Estimat
     """
     entry = next((entry for entry in profile.updates if entry.optimizer == job.optimizer), None)
     if entry is not None:
-        seconds = entry.call_s + tensors * entry.tensor_s + elements * entry.element_s
-        return Estimate(seconds=seconds, origin=entry.origin, uncertainty=entry.uncertainty)
+        return Estimate(seconds=entry.seconds(elements, tensors), origin=entry.origin, uncertainty=entry.uncertainty)
     return _moved(elements * OPTIMIZERS[job.optimizer][0], profile)
 
 
@@ -184,6 +183,7 @@ class LayerCosts:
         self._table: dict[tuple[str, Direction], Estimate] = {}
         self._bound: dict[tuple[str, Direction], Bound] = {}
         self._issue: dict[tuple[str, Direction], float] = {}
+        self._beside: dict[tuple[str, Direction], float] = {}
         for direction in ("forward", "backward"):
             self._fill(direction)
 
@@ -198,6 +198,10 @@ class LayerCosts:
     def issue_s(self, layer: str, direction: Direction) -> float | None:
         """Return the host time of issuing one pass of one layer; None where nobody measured it."""
         return self._issue.get((layer, direction))
+
+    def slowed(self, layer: str, direction: Direction) -> float | None:
+        """Return how many times as long one pass of one layer takes beside a collective; None: nobody measured it."""
+        return self._beside.get((layer, direction))
 
     def _fill(self, direction: Direction) -> None:
         measured = self._measured(direction)
@@ -224,6 +228,7 @@ class LayerCosts:
             self.rest_s = entry.rest_s
         if entry.direction == direction:
             self._issue |= {(name, direction): seconds for name, seconds in entry.issue.items()}
+            self._beside |= {(name, direction): factor for name, factor in entry.beside.items()}
         ratio = 1.0
         if entry.direction != direction:
             split = self.profile.split

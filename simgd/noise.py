@@ -2,10 +2,10 @@
 
 Model
     Compute of a rank takes a factor, drawn for every iteration and once for a whole run; a collective takes so much
-    longer or shorter. Factors have median 1: log-normal ones, or quantiles as they were measured. In closed form an iteration is as
-    slow as the slowest of p ranks, as if all of it were compute: the slowest of p factors lies below x with probability
-    F(x)**p; runs' medians spread around its middle only as far as ranks differ. Simulated, the factors are drawn from a
-    seeded generator, and slack hides what it really hides.
+    longer or shorter. Factors have median 1: log-normal ones, or quantiles as they were measured. In closed form an
+    iteration is as slow as the slowest of p ranks, as if all of it were compute: the slowest of p factors lies below x
+    with probability F(x)**p; runs' medians spread around its middle only as far as ranks differ. Simulated, the factors
+    are drawn from a seeded generator, and slack hides what it really hides.
 
 What it leaves out
     Slow phases: factors of one run are independent of each other.

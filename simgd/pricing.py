@@ -229,9 +229,13 @@ class _Pricing:
             layer = self.prices.layer[name]
             work = layer.forward if direction == "forward" else layer.backward
             measured_s = self.prices.layers.issue_s(name, direction)
-            issue_s += (work.kernels if work is not None else 1) * kernel_s if measured_s is None else measured_s / faster
+            issue_s += (
+                (work.kernels if work is not None else 1) * kernel_s if measured_s is None else measured_s / faster
+            )
             run_ps += self._device_ps(self._noted(direction, self.prices.layers.of(name, direction)))
-            beside = self._beside(self.prices.layers.bound(layer, direction))
+            beside = self._beside(
+                self.prices.layers.bound(layer, direction), self.prices.layers.slowed(name, direction)
+            )
             if beside is not _UNDISTURBED:
                 slowed, slows = max(slowed, beside.slowed), max(slows, beside.slows)
         return OpTime(issue_ps=self._host_ps(issue_s), run_ps=run_ps, slowed=slowed, slows=slows)
@@ -241,10 +245,13 @@ class _Pricing:
         beside = self._beside("memory")
         return OpTime(issue_ps=self._host_ps(issue_s), run_ps=run_ps, slowed=beside.slowed, slows=beside.slows)
 
-    def _beside(self, compute: Bound) -> Beside:
+    def _beside(self, compute: Bound, slowed: float | None = None) -> Beside:
+        """Return what compute bound by *compute* and collectives do to each other; *slowed*: as it was measured."""
         if self.alone:
             return _UNDISTURBED
         found = self.prices.beside(compute)
+        if slowed is not None:
+            found = replace(found, slowed=Fraction(slowed).limit_denominator(100), origin=found.origin or "measured")
         if found.origin is not None:
             self._note("interference", found.origin)
         if self._stolen == self._delayed == ONE:

@@ -81,7 +81,8 @@ class LayerTimes(Entry, frozen=True, kw_only=True):
     """Device seconds of each layer's forward or backward pass; `batch` 0 means that the batch is unknown.
 
     `rest_s` is what an iteration takes besides layers, updates and copies: data, loss, the loop. `issue` are the host's
-    seconds of issuing each pass to a device; empty, they follow from the kernels that the workload counts.
+    seconds of issuing each pass to a device; empty, they follow from the kernels that the workload counts. `beside`
+    says how many times as long each pass takes beside a collective; empty, `Interference` does.
     """
 
     workload: str
@@ -91,13 +92,17 @@ class LayerTimes(Entry, frozen=True, kw_only=True):
     dtype: Dtype = "fp32"
     tokens: int = 0
     rest_s: float = 0.0
-    issue: dict[str, float] = {}
+    issue: dict[str, float] = msgspec.field(default_factory=dict)
+    beside: dict[str, float] = msgspec.field(default_factory=dict)
 
     def _check(self) -> None:
         where = f"{self.direction} times of {self.workload!r}"
         check_not_negative(ProfileError, where, batch=self.batch, tokens=self.tokens, rest_s=self.rest_s)
         check_not_negative(ProfileError, where, **self.seconds)
         check_not_negative(ProfileError, f"{where}: issue", **self.issue)
+        for name, factor in self.beside.items():
+            if not 1 <= factor <= 100:
+                raise ProfileError(f"{where}: beside: factor {factor} of {name!r} must be from 1 to 100")
         if not self.seconds:
             raise ProfileError(f"{where}: no layer has a time")
 
@@ -159,12 +164,18 @@ class MemoryRate(Entry, frozen=True, kw_only=True):
 
 
 class UpdateTime(Entry, frozen=True, kw_only=True):
-    """Seconds of one optimizer step of a bucket: ``call_s + tensors * tensor_s + elements * element_s``."""
+    """Seconds of one optimizer step of a bucket: ``call_s + tensors * tensor_s + elements * element_s``.
+
+    On a GPU time is no line in elements (a kernel that does not fill the device takes as long with more): there
+    `points` are (elements, seconds) of one tensor, linear between them and in proportion beyond the last, instead of
+    `call_s` and `element_s`.
+    """
 
     optimizer: str
     call_s: float
     tensor_s: float
     element_s: float
+    points: tuple[tuple[float, float], ...] = ()
 
     def _check(self) -> None:
         check_not_negative(
@@ -174,6 +185,30 @@ class UpdateTime(Entry, frozen=True, kw_only=True):
             tensor_s=self.tensor_s,
             element_s=self.element_s,
         )
+        if any(not 0 <= a < b or not 0 <= s <= t for (a, s), (b, t) in pairwise(self.points)):
+            raise ProfileError(f"update of {self.optimizer!r}: points must grow in elements and seconds")
+
+    def seconds(self, elements: float, tensors: int) -> float:
+        """Return the time of a step on *elements* parameters of so many *tensors*.
+
+        >>> about = {"origin": "measured", "source": "", "optimizer": "sgd"}
+        >>> UpdateTime(**about, call_s=1.0, tensor_s=0.5, element_s=0.1).seconds(10, 2)
+        3.0
+        >>> curve = UpdateTime(**about, call_s=0, tensor_s=0.5, element_s=0, points=((10, 1.0), (20, 2.0), (40, 2.5)))
+        >>> curve.seconds(5, 1), curve.seconds(15, 2), curve.seconds(80, 1)
+        (1.0, 2.0, 5.0)
+        """
+        if not self.points:
+            return self.call_s + tensors * self.tensor_s + elements * self.element_s
+        (least, shortest), (most, longest) = self.points[0], self.points[-1]
+        more = (tensors - 1) * self.tensor_s
+        if elements <= least:
+            return shortest + more
+        if elements >= most:
+            return longest * elements / most + more
+        place = next(place for place, (size, _) in enumerate(self.points) if elements <= size)
+        (a, s), (b, t) = self.points[place - 1], self.points[place]
+        return s + (t - s) * (elements - a) / (b - a) + more
 
     @property
     def key(self) -> tuple[object, ...]:  # noqa: D102
