@@ -124,11 +124,15 @@ class Durations(NamedTuple):
     event: float
 
 
-def capture(work: Callable[[], object]) -> torch.cuda.CUDAGraph:
-    """Return *work*, captured on the current stream, which must not be the default one and must have run it before."""
+def capture(work: Callable[[], object], beside: torch.cuda.CUDAGraph | None = None) -> torch.cuda.CUDAGraph:
+    """Return *work*, captured on the current stream, which must not be the default one and must have run it before.
+
+    It shares the memory of the graph *beside*, with which it never runs at once.
+    """
     graph = torch.cuda.CUDAGraph()
+    pool = beside.pool() if beside is not None else None
     # Threads of the library that look after its collectives go on meanwhile.
-    with torch.cuda.graph(graph, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"):
+    with torch.cuda.graph(graph, pool, torch.cuda.current_stream(), capture_error_mode="thread_local"):
         work()
     return graph
 
@@ -144,14 +148,16 @@ def step(rank: Rank) -> Step:
 
     for _ in range(WARM_UP):
         run(CapturedLanes(events=False))
-    graphs = []
-    lanes = CapturedLanes(events=True)
-    for each in (CapturedLanes(events=False), lanes):
+
+    def graph(lanes: CapturedLanes, beside: torch.cuda.CUDAGraph | None = None) -> torch.cuda.CUDAGraph:
         training.losses()
         # The seed of the shard is set within; while capturing none may be set but the one that is.
         torch.manual_seed(seed)
-        graphs.append(capture(lambda each=each: run(each)))  # type: ignore[misc]
-    return Step(graphs[0], graphs[1], lanes, rank.instances.size)
+        return capture(lambda: run(lanes), beside)
+
+    lanes = CapturedLanes(events=True)
+    plain = graph(CapturedLanes(events=False))
+    return Step(plain, graph(lanes, plain), lanes, rank.instances.size)
 
 
 def seconds(graph: torch.cuda.CUDAGraph, replays: int) -> list[float]:
@@ -204,13 +210,10 @@ class DeviceMessages:
         self._note = note
         self._pool = torch.randn(max(POOL_BYTES, 2 * largest_bytes) // 4, device="cuda")
         self._at = 0
-        self._graphs: dict[Key, tuple[torch.cuda.CUDAGraph, int]] = {}
 
     def visit(self, key: Key, repeats: int, empty: int) -> list[float]:
         """Return the device seconds of one operation in each of *repeats* graphs of them; there is nothing to empty."""
-        if key not in self._graphs:
-            self._graphs[key] = self._captured(key)
-        graph, count = self._graphs[key]
+        graph, count = self._captured(key)
         self._note.at(WAITING)
         self.backend.barrier()
         # In the first one ranks wait for each other.
@@ -223,10 +226,6 @@ class DeviceMessages:
         self._once(Key("all_reduce", nbytes))
         torch.cuda.synchronize()
         return capture(lambda: self._repeat(Key("all_reduce", nbytes), count))
-
-    def forget(self) -> None:
-        """Give back the graphs."""
-        self._graphs.clear()
 
     def _captured(self, key: Key) -> tuple[torch.cuda.CUDAGraph, int]:
         count = min(max(GRAPH_BYTES // key.nbytes, LEAST_OPERATIONS), MOST_OPERATIONS)
@@ -288,7 +287,8 @@ def beside(step: Step, alone: Durations, messages: DeviceMessages, comm: torch.c
         series = messages.series(nbytes, SERIES)
         messages.backend.barrier()
         each_s = median(seconds(series, 6)[1:])
-    count = 2 + round(3 * alone.whole / each_s)
+    # On all ranks as many, or some would wait for all-reduces that others never start.
+    count = max(messages.backend.exchange(2 + round(3 * alone.whole / each_s)))
     found, series_s = [], []
     for _ in range(TOGETHER):
         messages.backend.barrier()

@@ -25,7 +25,7 @@ from executor.recording import Recorder
 from executor.streams import StreamLanes
 
 #: Iterations that are timed in one turn, and those before them; turns.
-STEPS, WARM_UP, TURNS = 12, 4, 4
+STEPS, WARM_UP, TURNS = 8, 3, 4
 
 #: Samples a rank.
 BATCH = 2

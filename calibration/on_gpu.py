@@ -17,6 +17,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from statistics import median
 from typing import Any, Literal, NamedTuple
 
@@ -50,10 +51,10 @@ MESSAGES_S = 60.0
 BACKGROUND_BYTES = 25 * MIB
 
 #: Iterations of a turn in eager execution, those before them that are left out, and turns.
-STEPS, WARM_UP, TURNS = 12, 3, 5
+STEPS, WARM_UP, TURNS = 8, 3, 4
 
 #: Measurements of one workload, for the bar.
-STEPS_EACH = 4
+STEPS_EACH = 5
 
 #: More than this eager execution does not take longer than a captured one, unless the host holds it up.
 MOST_EAGER = 1.15
@@ -104,7 +105,6 @@ class OnGpu:
             times = messages.measure(
                 library, wanted.keys(backend.ranks), empty=0, granted_s=MESSAGES_S, seed=wanted.seed, tick=self.tick
             )
-        library.forget()
         cluster = wanted.cluster or self._cluster(times)
         found = [self._workload(wanted.plans(*each), cluster, library) for each in wanted.workloads]
         round_trip_s = max(backend.exchange(issuing.round_trip_s()))
@@ -157,12 +157,7 @@ class OnGpu:
         source = f"{name} of {first.batch} a rank on {self.backend.ranks} ranks at once"
         schedules = [plan.schedule for plan in plans]
         ranks = [Rank(plan, self.backend, self.note) for plan in plans]
-        steps = self._timed(f"{name}, captured", lambda: [captured.step(rank) for rank in ranks])
-        alone = self._timed(f"{name}, replayed", lambda: [captured.durations(step) for step in steps])
-        beside = self._timed(
-            f"{name}, beside all-reduces",
-            lambda: captured.beside(steps[0], alone[0], library, self._comm, BACKGROUND_BYTES),
-        )
+        alone, beside = self._captured(name, ranks, library)
         silent, sending = self._timed(f"{name}, issued", lambda: self._issued(ranks))
         turns = self._turns(ranks[0])
         eager = ahead.step_s(ranks[0], self.note, silent[0].iteration) / alone[0].whole
@@ -200,6 +195,30 @@ class OnGpu:
             op_s=max(0.0, left_s) / sum(len(schedule.ops) for schedule in schedules),
             factors=[s / median(turn) for turn in turns for s in turn],
         )
+
+    def _captured(
+        self, name: str, ranks: Sequence[Rank], library: DeviceMessages
+    ) -> tuple[list[captured.Durations], captured.Factors]:
+        """Return what the local step of each of *ranks* takes, and what the first one and all-reduces do to each other.
+
+        One at a time: each graph holds the activations of a step.
+        """
+        alone: list[captured.Durations] = []
+        beside = None
+        for rank in ranks:
+            step = self._timed(f"{name}, captured", partial(captured.step, rank))
+            alone.append(captured.durations(step))
+            if beside is None:
+                beside = self._timed(
+                    f"{name}, beside all-reduces",
+                    partial(captured.beside, step, alone[0], library, self._comm, BACKGROUND_BYTES),
+                )
+            assert rank.training is not None
+            rank.training.losses()
+            del step
+            torch.cuda.empty_cache()
+        assert beside is not None
+        return alone, beside
 
     def _issued(self, ranks: Sequence[Rank]) -> tuple[list[issuing.Issued], issuing.Issued]:
         """Return what the host takes for each schedule without communication, and for the layer-wise one with it."""

@@ -19,6 +19,9 @@ from simgd.workload import Workload
 ON_HOST = ("sync", "layerwise", "bucketed:256KiB", "async:1:256KiB")
 ON_GPU = ("sync", "layerwise", "async:1")
 
+#: Sizes that are nearer to each other, as a ratio, tell the same.
+APART = 1.05
+
 #: Kinds besides all-reduce are timed at every so many-th power of two.
 OTHERS_EVERY = 2
 
@@ -72,8 +75,12 @@ class Wanted:
             for plan in self.plans(*each)
             for bucket in plan.schedule.buckets
         }
-        own = {nbytes for nbytes in own if every[0] <= nbytes <= self.largest_bytes}
-        found = [Key("all_reduce", nbytes) for nbytes in sorted({*every, *own})]
+        known = list(every)
+        for nbytes in sorted(own):
+            inside = every[0] <= nbytes <= self.largest_bytes
+            if inside and all(max(nbytes, size) > APART * min(nbytes, size) for size in known):
+                known.append(nbytes)
+        found = [Key("all_reduce", nbytes) for nbytes in sorted(known)]
         for kind in get_args(CollectiveKind):
             if kind != "all_reduce":
                 found += [Key(kind, nbytes) for nbytes in every[::OTHERS_EVERY]]

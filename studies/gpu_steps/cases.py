@@ -20,7 +20,7 @@ SCHEDULES = ("sync", "bucketed:25MiB", "layerwise", "layerwise:tensor", "async:1
 CALIBRATED_ON = "sync"
 
 #: Iterations of a run: the first five are a warm-up, the last two are traced.
-STEPS, TRACED = 42, 2
+STEPS, TRACED = 26, 2
 
 
 class Case(NamedTuple):
