@@ -161,7 +161,7 @@ class OnGpu:
         silent, sending = self._timed(f"{name}, issued", lambda: self._issued(ranks))
         turns = self._turns(ranks[0])
         eager = ahead.step_s(ranks[0], self.note, silent[0].iteration) / alone[0].whole
-        eager = min(max(eager, 1.0), MOST_EAGER)
+        eager = min(eager, MOST_EAGER)
         for rank in ranks:
             assert rank.training is not None
             rank.training.close()

@@ -16,6 +16,7 @@ import msgspec
 from calibration.residuals import residuals, whole_iterations
 from simgd import files
 from simgd.errors import FileError, ProfileError, RunError
+from simgd.explain import host_kinds
 from simgd.files import check_positive, read_bytes
 from simgd.job import OPTIMIZERS, Job, job
 from simgd.predict import Machine, Prediction, predict, trace_of
@@ -145,6 +146,7 @@ def _slower(machine: Machine, factor: float) -> Machine:
                 entry,
                 seconds={name: seconds * factor for name, seconds in entry.seconds.items()},
                 rest_s=entry.rest_s * factor,
+                issue={name: seconds * factor for name, seconds in entry.issue.items()},
             )
             for entry in profile.layers
         ),
@@ -154,12 +156,16 @@ def _slower(machine: Machine, factor: float) -> Machine:
                 call_s=entry.call_s * factor,
                 tensor_s=entry.tensor_s * factor,
                 element_s=entry.element_s * factor,
+                points=tuple((elements, seconds * factor) for elements, seconds in entry.points),
             )
             for entry in profile.updates
         ),
     }
     if profile.host is not None:
-        changes = {"op": profile.host.op * factor, "iteration": profile.host.iteration * factor}
+        on_host = profile.execution is not None and profile.execution.merged
+        # A host that only issues is as much slower at that; of one that computes what it posts is no local work.
+        kinds = ("op", "iteration") if on_host else host_kinds(profile.host)
+        changes = {kind: getattr(profile.host, kind) * factor for kind in kinds}
         scaled["host"] = msgspec.structs.replace(profile.host, **changes)
     if profile.memory is not None:
         rate, kernel = profile.memory.bytes_per_s / factor, profile.memory.kernel * factor
