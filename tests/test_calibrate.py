@@ -75,7 +75,8 @@ def test_the_profile_predicts_for_the_machine_it_was_measured_on(calibrated, cap
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("calibrate --backend nccl --out x.json", "backend 'nccl' is unknown"),
+        ("calibrate --backend loopback --out x.json", "backend 'loopback' is unknown"),
+        ("calibrate --backend nccl --compute emulated --out x.json", "ranks on GPUs compute"),
         ("calibrate --backend mpi --out x.txt", "a profile is written as JSON"),
         ("calibrate --backend mpi --out nowhere/x.json", "there is no such folder"),
         ("calibrate --backend mpi --compute imagined --out x.json", "compute 'imagined' is unknown"),
@@ -106,7 +107,7 @@ def test_every_rank_gets_the_same_times_and_no_size_is_dropped():
 
     def target(backend):
         found = messages.Messages(backend, Nobody(), divides=False)
-        return found.measure(keys, empty=0, granted_s=0.0, seed=1, tick=lambda step, seconds: None)
+        return messages.measure(found, keys, empty=0, granted_s=0.0, seed=1, tick=lambda step, seconds: None)
 
     first, second = loopback.run(2, target)
     assert first == second

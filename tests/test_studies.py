@@ -3,12 +3,15 @@
 import importlib.util
 import json
 from pathlib import Path
+from statistics import mean
 
 import pytest
 
+from calibration import campaign, validation
 from simgd import catalogue
 from simgd.costs import LayerCosts
 from simgd.job import job
+from simgd.validation import Validation
 
 STUDY = Path(__file__).parent.parent / "studies/googlenet_k80"
 
@@ -93,3 +96,72 @@ def test_on_two_gpus_all_schedules_of_one_delay_left_the_same_weights():
         delayed = {case["weights_digest"] for case in cases if case["schedule"].startswith("async")}
         prompt = {case["weights_digest"] for case in cases if not case["schedule"].startswith("async")}
         assert (len(delayed), len(prompt), len(delayed | prompt)) == (1, 1, 2)
+
+
+# --- validations: what the READMEs of the studies, and the main one, say ------------------------------------------
+
+
+def validated(name: str) -> Validation:
+    return validation.validate(validation.cases(campaign.read(str(STUDY.parent / name / "validation.toml"))))
+
+
+def errors(found: Validation, **about: str) -> tuple[int, float, float]:
+    """Return of the cases that count, how many there are, and their mean and largest error in per cent, to a tenth."""
+    kept = [
+        100 * abs(each.relative_error)
+        for each in found.comparisons
+        if each.counted and all(getattr(each, key) == value for key, value in about.items())
+    ]
+    return len(kept), round(mean(kept), 1), round(max(kept), 1)
+
+
+def test_the_shaped_link_s_figures_are_those_of_its_committed_runs():
+    found = validated("shaped_link")
+    assert len(found.comparisons) == 180
+    assert (found.counted, found.iterations) == (113, 23646)
+    assert errors(found) == (113, 1.9, 16.9)
+    assert errors(found, backend="mpi", compute="emulated") == (40, 2.2, 7.5)
+    assert errors(found, backend="mpi", compute="real") == (16, 0.6, 3.8)
+    assert errors(found, backend="gloo", compute="emulated") == (45, 2.4, 16.9)
+    assert errors(found, backend="gloo", compute="real") == (12, 0.8, 4.1)
+    # held out as a link too
+    assert errors(found, backend="mpi", compute="emulated", cluster="link-500mbit") == (13, 2.1, 4.5)
+    assert (found.noisy_within, found.noisy) == (50, 67)
+    assert (found.pairs, len(found.wrong_pairs)) == (156, 13)
+    assert found.coverage_90 == pytest.approx(0.967, abs=5e-4)
+
+
+def test_the_shaped_link_s_predictions_are_those_that_were_committed_before_its_runs():
+    """Emulated compute is predicted from the profiles alone; real compute takes besides what it took alone."""
+    said = json.loads((STUDY.parent / "shaped_link/predicted.json").read_text())["predictions"]
+    before = {
+        (row["backend"], row["link"], row["prediction"]["workload"], row["prediction"]["schedule"]): row["prediction"]
+        for row in said
+        if row["compute"] == "emulated"
+    }
+    measured = campaign.read(str(STUDY.parent / "shaped_link/validation.toml"))
+    now = validation.validate(validation.cases([each for each in measured if not each.own_compute], seed=None))
+    assert len(before) == len(now.comparisons) == 90
+    for each in now.comparisons:
+        told = before[each.backend, each.cluster.removeprefix("link-"), each.workload, each.schedule]
+        assert each.predicted_s == pytest.approx(told["iteration_s"], rel=0.03)
+
+
+def test_the_gpus_figures_are_those_of_their_committed_runs():
+    found = validated("gpu_steps")
+    assert len(found.comparisons) == 40
+
+    def figures(cluster: str, *workloads: str) -> tuple[float, float]:
+        kept = [
+            100 * abs(each.relative_error)
+            for each in found.comparisons
+            if each.cluster == cluster and each.workload in workloads
+        ]
+        assert len(kept) == 10
+        return round(mean(kept), 1), round(max(kept), 1)
+
+    assert figures("nvlink", "vgg16", "gpt2") == (0.8, 2.1)
+    assert figures("hostmemory", "vgg16", "gpt2") == (1.3, 4.0)
+    assert figures("nvlink", "resnet50", "googlenet") == (2.9, 8.1)
+    assert figures("hostmemory", "resnet50", "googlenet") == (6.9, 34.4)
+    assert (found.pairs, found.wrong_pairs) == (52, ())
