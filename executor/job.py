@@ -85,7 +85,11 @@ class Order:
     @property
     def about(self) -> About:
         """Where the numbers come from, without folders."""
-        return About(command=" ".join(["simgd", *self.arguments]))
+        return About(
+            command=" ".join(
+                ["simgd", *(Path(each).name if Path(each).is_absolute() else each for each in self.arguments)]
+            )
+        )
 
 
 def launched(order: Order) -> Launched | None:

@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from simgd.files import plain
-from simgd.profile import Curve, Entry, Fit, Host, LayerTimes, Profile
+from simgd.profile import Curve, Entry, Fit, Host, LayerTimes, Profile, UpdateTime
 from simgd.texttable import Fitting, table
 from simgd.units import show_bytes, show_rate, show_seconds
 
@@ -187,9 +187,15 @@ def _unit(entry: Entry, key: str, item: Any) -> str:
             return show_seconds(item)
         case float():
             return f"{item:.4g}"
-        case [[float() | int() as nbytes, *_], *_] if key == "points":
+        case [[float() | int() as size, *_], *_] if key == "points":
             last = item[-1]
-            return f"{len(item)}, {show_bytes(nbytes)} .. {show_bytes(last[0])} in {show_seconds(last[1])}"
+            ends = [
+                f"{each:.4g} elements" if isinstance(entry, UpdateTime) else show_bytes(each)
+                for each in (size, last[0])
+            ]
+            return f"{len(item)}, {' .. '.join(ends)} in {show_seconds(last[1])}"
+        case [float() | int() as first, *_] if len(item) > 2 and key.endswith("_s"):
+            return f"{len(item)} quantiles, {_signed(first)} .. {_signed(item[-1])}"
         case [float() | int() as first, *_] if len(item) > 2:
             return f"{len(item)} quantiles, {first:.3g} .. {item[-1]:.3g}"
         case [[float() | int(), float() | int()], *_]:
@@ -200,6 +206,10 @@ def _unit(entry: Entry, key: str, item: Any) -> str:
             return f"{len(item)} values"
         case _:
             return str(item)
+
+
+def _signed(seconds: float) -> str:
+    return f"{'-' if seconds < 0 else ''}{show_seconds(abs(seconds))}"
 
 
 def _count(number: int, noun: str) -> str:

@@ -177,8 +177,8 @@ def _notes(profile: Profile, left_out: int) -> list[str]:
     notes = [f"{left_out} more fits and curves are not shown"] if left_out else []
     if profile.interference:
         pairs = [
-            f"{each.compute}-bound over {each.path} {each.compute_factor:g}x and {each.communication_factor:g}x "
-            f"({each.origin})"
+            f"{each.workload} {each.compute}-bound over {each.path} ".lstrip()
+            + f"{each.compute_factor:.3g}x and {each.communication_factor:.3g}x ({each.origin})"
             for each in profile.interference
         ]
         notes.append(f"beside each other compute and communication take longer: {'; '.join(pairs)}")
