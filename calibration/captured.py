@@ -156,8 +156,16 @@ def step(rank: Rank) -> Step:
         return capture(lambda: run(lanes), beside)
 
     lanes = CapturedLanes(events=True)
-    plain = graph(CapturedLanes(events=False))
-    return Step(plain, graph(lanes, plain), lanes, rank.instances.size)
+    try:
+        plain = graph(CapturedLanes(events=False))
+        stamped = graph(lanes, plain)
+    except RuntimeError as error:
+        why = " ".join(str(error).split())[:200]
+        raise BackendError(
+            f"workload {rank.plan.workload.name!r}: its step cannot be captured as a CUDA graph, which allows no wait "
+            f"for the device (.item(), a copy to the host): {why}"
+        ) from None
+    return Step(plain, stamped, lanes, rank.instances.size)
 
 
 def seconds(graph: torch.cuda.CUDAGraph, replays: int) -> list[float]:

@@ -6,11 +6,11 @@ Model
     collectives among them (`issuing`); and how single iterations scatter in eager execution.
 
     Every pass has its own factor of interference beside all-reduces of `BACKGROUND_BYTES`; all-reduces have one beside
-    each workload. Ops besides passes take the factor of those bound by memory. What the loop around the
-    ops takes is its own as well; the host's costs hold what passes until a host that waits knows of an end.
+    each workload. Ops besides passes take the factor of those bound by memory. What the loop around the ops takes is
+    each workload's own as well; the host's costs hold what passes until a host that waits knows of an end.
 
 What it leaves out
-    Other numbers of ranks; messages between hosts.
+    Other numbers of ranks. GPUs of several hosts need a cluster that says how they are joined.
 """
 
 import os
@@ -37,6 +37,7 @@ from executor.lanes import WAITING, Note
 from executor.plan import Plan, execution_of
 from executor.rank import Rank
 from simgd.costs import Bound, memory_bound
+from simgd.errors import BackendError
 from simgd.job import job
 from simgd.pricing import Prices
 from simgd.profile import Host, Interference, Jitter, LayerTimes, Library, Profile
@@ -100,6 +101,9 @@ class OnGpu:
 
     def _profile(self) -> Profile | None:
         wanted, backend = self.wanted, self.backend
+        hosts = len(set(backend.exchange(processes.boot())))
+        if wanted.cluster is None and hosts > 1:
+            raise BackendError(f"calibrate: ranks on {hosts} hosts; say with --on CLUSTER how their GPUs are joined")
         library = DeviceMessages(backend, self.note, wanted.largest_bytes)
         with torch.cuda.stream(self._comm):
             times = messages.measure(
