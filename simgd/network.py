@@ -291,7 +291,8 @@ class Network:
         if table is not None:
             faster = scale.get(joint.kind, 1.0) if joint is not None else 1.0
             first = table.points[0][1]
-            points = [(size, first + (time - first) / faster) for size, time in table.points]
+            # Measured times of small messages may fall by noise, which no slower link makes larger.
+            points = [(size, first + max(0.0, time - first) / faster) for size, time in table.points]
             origin = weakest("modelled", table.origin)
         else:
             start = ASSUMED_LATENCY_S + (2 * float(joint.latency) if joint is not None else 0.0)

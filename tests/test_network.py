@@ -21,7 +21,7 @@ from simgd.network import (
     at_link_rate,
     at_rate,
 )
-from simgd.profile import CollectiveKind, Curve, Fit, Origin, Profile, Sample, Segment
+from simgd.profile import CollectiveKind, Curve, Fit, Origin, PointToPoint, Profile, Sample, Segment
 
 PROFILES = Path(__file__).parent.parent / "calibration" / "profiles"
 GIB = 2**30
@@ -399,3 +399,16 @@ def test_a_rate_that_the_profile_does_not_say_is_a_share_of_this_clusters() -> N
     slow, fast = (Network(at_link_rate(profile.cluster, rate), profile).fabric(4) for rate in (1e9, 10e9))
     assert slow.net_bytes_per_s == pytest.approx(0.8e9)
     assert fast.net_bytes_per_s == pytest.approx(8e9)
+
+
+def test_noise_of_small_messages_makes_no_time_negative_on_a_slower_link() -> None:
+    # 22 us at 8 B and 17 us at 1 KiB: on a link of an eighth of the rate 22 - 8 * 5 us would be below 0
+    points = ((8.0, 22e-6), (1024.0, 17e-6), (1e6, 250e-6))
+    table = PointToPoint(origin="measured", source="a test", points=points)
+    profile = msgspec.structs.replace(shipped("xeon-edr"), point_to_point=table, curves=(), fits=())
+    kind = profile.cluster.interconnect.kind
+    for factor in (1 / 1024, 0.125, 1.0, 8.0):
+        scaled = Network(profile.cluster, profile, {kind: factor})
+        times = [scaled.seconds("all_reduce", nbytes, 2) for nbytes in (1, 8, 512, 1024, 2**20)]
+        assert times == sorted(times)
+        assert times[0] > 0
