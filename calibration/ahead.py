@@ -17,7 +17,7 @@ import torch
 
 from executor.lanes import WAITING, Note
 from executor.rank import Rank
-from executor.streams import StreamLanes
+from executor.streams import StreamLanes, stamp
 
 #: Iterations that are timed, and those before them.
 STEPS, WARM_UP = 8, 3
@@ -37,16 +37,11 @@ class _Ahead(StreamLanes):
     def begin(self, iteration: int) -> None:
         super().begin(iteration)
         torch.cuda._sleep(self._cycles)  # type: ignore[no-untyped-call]
-        self._first = self._stamped()
+        self._first = stamp(self._compute)
 
     def mark(self) -> None:
-        self.stamps.append((self._first, self._stamped()))
+        self.stamps.append((self._first, stamp(self._compute)))
         super().mark()
-
-    def _stamped(self) -> torch.cuda.Event:
-        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        event.record(self._compute)
-        return event
 
 
 def step_s(rank: Rank, note: Note, issue_s: float) -> float:

@@ -25,7 +25,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from calibration.fits import least_costs
-from calibration.messages import Key, Messages, Tick
+from calibration.messages import Key, Messages, Tick, start
 from executor.backends.protocol import Backend
 from executor.comm import Progress
 from executor.emulated import NAP_NS
@@ -133,7 +133,7 @@ class Neighbours:
             computed_s = time.perf_counter() - began
             self._backend.barrier()
             began = time.perf_counter()
-            pending = self._messages.start("all_reduce", self._messages.buffer(nbytes))
+            pending = start(self._backend, "all_reduce", self._messages.buffer(nbytes))
             waiter = None
             if mode == "thread":
                 waiter = threading.Thread(target=pending.wait, daemon=True)
@@ -189,7 +189,7 @@ class Neighbours:
         self._messages.once_s(Key("all_reduce", nbytes))
         self._spend(pause_s, pieces)
         begin = time.perf_counter()
-        pending = self._messages.start("all_reduce", self._messages.buffer(nbytes))
+        pending = start(self._backend, "all_reduce", self._messages.buffer(nbytes))
         started = time.perf_counter()
         pending.wait()
         return started - begin
@@ -202,7 +202,7 @@ class Neighbours:
             self._messages.once_s(Key("all_reduce", empty))
         self._messages.once_s(Key("all_reduce", nbytes))
         begin = time.perf_counter()
-        pending = self._messages.start("all_reduce", self._messages.buffer(nbytes))
+        pending = start(self._backend, "all_reduce", self._messages.buffer(nbytes))
         ended: list[float] = []
         waiter = None
         if self._progress.thread:

@@ -19,12 +19,13 @@ from typing import NamedTuple
 
 import torch
 
-from calibration.messages import Key
+from calibration.messages import Key, start, there_and_back
 from executor.backends.protocol import Backend, Buffer
 from executor.comm import Start
 from executor.lanes import WAITING, Note
 from executor.rank import Rank
 from executor.shards import shard_seed
+from executor.streams import stamp
 from simgd.errors import BackendError
 
 #: Replays of a schedule that are timed, after so many that are not.
@@ -170,10 +171,10 @@ def step(rank: Rank) -> Step:
 
 def seconds(graph: torch.cuda.CUDAGraph, replays: int) -> list[float]:
     """Return the device time of each of so many replays in a row."""
-    stamps = [_stamp()]
+    stamps = [stamp(torch.cuda.current_stream())]
     for _ in range(replays):
         graph.replay()
-        stamps.append(_stamp())
+        stamps.append(stamp(torch.cuda.current_stream()))
     torch.cuda.synchronize()
     return [begin.elapsed_time(end) * 1e-3 for begin, end in pairwise(stamps)]
 
@@ -221,27 +222,21 @@ class DeviceMessages:
 
     def visit(self, key: Key, repeats: int, empty: int) -> list[float]:
         """Return the device seconds of one operation in each of *repeats* graphs of them; there is nothing to empty."""
-        graph, count = self._captured(key)
+        count = min(max(GRAPH_BYTES // key.nbytes, LEAST_OPERATIONS), MOST_OPERATIONS)
+        graph = self.series(key, count)
         self._note.at(WAITING)
         self.backend.barrier()
         # In the first one ranks wait for each other.
         each = 2 * count if key.kind == "point_to_point" else count
         return [whole / each for whole in seconds(graph, repeats + 1)[1:]]
 
-    def series(self, nbytes: int, count: int) -> torch.cuda.CUDAGraph:
-        """Return so many all-reduces in a row as a graph."""
-        self._note.at(WAITING)
-        self._once(Key("all_reduce", nbytes))
-        torch.cuda.synchronize()
-        return capture(lambda: self._repeat(Key("all_reduce", nbytes), count))
-
-    def _captured(self, key: Key) -> tuple[torch.cuda.CUDAGraph, int]:
-        count = min(max(GRAPH_BYTES // key.nbytes, LEAST_OPERATIONS), MOST_OPERATIONS)
+    def series(self, key: Key, count: int) -> torch.cuda.CUDAGraph:
+        """Return so many operations in a row as a graph."""
         self._note.at(WAITING)
         # Connections are made where an operation runs for the first time.
         self._once(key)
         torch.cuda.synchronize()
-        return capture(lambda: self._repeat(key, count)), count
+        return capture(lambda: self._repeat(key, count))
 
     def _repeat(self, key: Key, count: int) -> None:
         for _ in range(count):
@@ -249,23 +244,12 @@ class DeviceMessages:
 
     def _once(self, key: Key) -> None:
         buffer, backend = self._buffer(key.nbytes), self.backend
-        match key.kind:
-            case "all_reduce":
-                backend.all_reduce(buffer).wait()
-                buffer.div_(backend.ranks)
-            case "reduce_scatter":
-                backend.reduce_scatter(buffer).wait()
-            case "all_gather":
-                backend.all_gather(buffer).wait()
-            case "broadcast":
-                backend.broadcast(buffer, 0).wait()
-            case _:
-                if backend.rank == 0:
-                    backend.send(buffer, 1).wait()
-                    backend.receive(buffer, 1).wait()
-                elif backend.rank == 1:
-                    backend.receive(buffer, 0).wait()
-                    backend.send(buffer, 0).wait()
+        if key.kind == "point_to_point":
+            there_and_back(backend, buffer)
+            return
+        start(backend, key.kind, buffer).wait()
+        if key.kind == "all_reduce":
+            buffer.div_(backend.ranks)
 
     def _buffer(self, nbytes: int) -> Buffer:
         """Return the next slice of *nbytes*, a whole number of elements for each rank."""
@@ -292,7 +276,7 @@ def beside(step: Step, alone: Durations, messages: DeviceMessages, comm: torch.c
     """
     compute = torch.cuda.current_stream()
     with torch.cuda.stream(comm):
-        series = messages.series(nbytes, SERIES)
+        series = messages.series(Key("all_reduce", nbytes), SERIES)
         messages.backend.barrier()
         each_s = median(seconds(series, 6)[1:])
     # On all ranks as many, or some would wait for all-reduces that others never start.
@@ -302,15 +286,15 @@ def beside(step: Step, alone: Durations, messages: DeviceMessages, comm: torch.c
         messages.backend.barrier()
         torch.cuda.synchronize()
         with torch.cuda.stream(comm):
-            stamps = [_stamp()]
+            stamps = [stamp(torch.cuda.current_stream())]
             for number in range(count):
                 series.replay()
-                stamps.append(_stamp())
+                stamps.append(stamp(torch.cuda.current_stream()))
                 if not number:
                     compute.wait_stream(comm)
-        begin = _stamp()
+        begin = stamp(torch.cuda.current_stream())
         step.stamped.replay()
-        end = _stamp()
+        end = stamp(torch.cuda.current_stream())
         torch.cuda.synchronize()
         found.append(step.lanes.durations_s())
         within = [
@@ -323,10 +307,3 @@ def beside(step: Step, alone: Durations, messages: DeviceMessages, comm: torch.c
     slower = median(series_s) / each_s if series_s else 1.0
     factors = [max(1.0, s / before) if before else 1.0 for s, before in zip(together, alone.ops, strict=True)]
     return Factors(factors, max(1.0, slower))
-
-
-def _stamp() -> torch.cuda.Event:
-    """Return an event with the time at which the current stream comes here."""
-    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-    event.record()
-    return event

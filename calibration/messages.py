@@ -30,6 +30,12 @@ from simgd.profile import CollectiveKind, Fit, Operation, PointToPoint
 #: Repeats of one visit, and rounds after which a size is given up as it is.
 REPEATS, MOST_ROUNDS = 5, 12
 
+#: Seconds that are granted to all sizes.
+GRANTED_S = 60.0
+
+#: Spreads of collectives count from this size on; below it the clock and the scheduler rule.
+SPREAD_BYTES = 2**16
+
 #: Operations are timed on slices of so much memory, one after the other, as buckets of a model are.
 POOL_BYTES = 64 * 2**20
 
@@ -51,6 +57,29 @@ class Key(NamedTuple):
 
     kind: Operation
     nbytes: int
+
+
+def start(backend: Backend, kind: Operation, buffer: Buffer) -> Pending:
+    """Start one collective."""
+    match kind:
+        case "all_reduce":
+            return backend.all_reduce(buffer)
+        case "reduce_scatter":
+            return backend.reduce_scatter(buffer)
+        case "all_gather":
+            return backend.all_gather(buffer)
+        case _:
+            return backend.broadcast(buffer, 0)
+
+
+def there_and_back(backend: Backend, buffer: Buffer) -> None:
+    """Send *buffer* from rank 0 to rank 1 and back."""
+    if backend.rank == 0:
+        backend.send(buffer, 1).wait()
+        backend.receive(buffer, 1).wait()
+    elif backend.rank == 1:
+        backend.receive(buffer, 0).wait()
+        backend.send(buffer, 0).wait()
 
 
 class Messages:
@@ -76,37 +105,17 @@ class Messages:
         self._at += -(-elements // 16) * 16
         return found
 
-    def start(self, kind: Operation, buffer: Buffer) -> Pending:
-        """Start one collective."""
-        match kind:
-            case "all_reduce":
-                return self.backend.all_reduce(buffer)
-            case "reduce_scatter":
-                return self.backend.reduce_scatter(buffer)
-            case "all_gather":
-                return self.backend.all_gather(buffer)
-            case _:
-                return self.backend.broadcast(buffer, 0)
-
     def once_s(self, key: Key) -> float:
         """Return the seconds of one operation on this rank; of a message between two ranks, half of there and back."""
         buffer = self.buffer(key.nbytes)
         begin = time.perf_counter()
         if key.kind == "point_to_point":
-            self._there_and_back(buffer)
+            there_and_back(self.backend, buffer)
             return (time.perf_counter() - begin) / 2
-        self.start(key.kind, buffer).wait()
+        start(self.backend, key.kind, buffer).wait()
         if self._divides and key.kind == "all_reduce":
             buffer *= 1 / self.backend.ranks
         return time.perf_counter() - begin
-
-    def _there_and_back(self, buffer: Buffer) -> None:
-        if self.backend.rank == 0:
-            self.backend.send(buffer, 1).wait()
-            self.backend.receive(buffer, 1).wait()
-        elif self.backend.rank == 1:
-            self.backend.receive(buffer, 0).wait()
-            self.backend.send(buffer, 0).wait()
 
     def visit(self, key: Key, repeats: int, empty: int) -> list[float]:
         """Return the seconds of *repeats* operations in a row, after *empty* bytes that empty the link's savings."""
@@ -165,7 +174,7 @@ def slowest(backend: Backend, own: list[float]) -> list[float]:
 
 
 def measure(
-    probe: Probe, keys: Sequence[Key], *, empty: int, granted_s: float, seed: int, tick: Tick
+    probe: Probe, keys: Sequence[Key], *, empty: int, seed: int, tick: Tick, granted_s: float = GRANTED_S
 ) -> dict[Key, list[float]]:
     """Return the seconds of every repeat of each of *keys*; the same on every rank."""
     draw = random.Random(seed)
@@ -223,14 +232,14 @@ def sizes(least: int, most: int) -> Iterator[int]:
         nbytes *= 2
 
 
-def spread_s(times: Mapping[Key, Sequence[float]], least_bytes: int) -> list[float]:
-    """Return each repeat's time less the median of its size, of all-reduces of *least_bytes* and more.
+def spread_s(times: Mapping[Key, Sequence[float]]) -> list[float]:
+    """Return each repeat's time less the median of its size, of all-reduces of `SPREAD_BYTES` and more.
 
     Other kinds scatter otherwise (a broadcast ends at its root before it ends at the others), and gradients are summed.
     """
     found = []
     for key, seconds in times.items():
-        if key.kind == "all_reduce" and key.nbytes >= least_bytes and seconds:
+        if key.kind == "all_reduce" and key.nbytes >= SPREAD_BYTES and seconds:
             middle = median(seconds)
             found += [each - middle for each in seconds]
     return found

@@ -45,9 +45,6 @@ from simgd.schedule import Backward, Communicate, Forward
 from simgd.topology import Cluster
 from simgd.units import MIB
 
-#: Seconds that are granted to messages by size.
-MESSAGES_S = 60.0
-
 #: Size of the all-reduces in the background.
 BACKGROUND_BYTES = 25 * MIB
 
@@ -62,9 +59,6 @@ MOST_EAGER = 1.15
 
 #: The place of the layer-wise schedule, which has the most collectives, among `wanted.ON_GPU`.
 LAYERWISE = 1
-
-#: Spreads of operations count from this size on.
-SPREAD_BYTES = 2**16
 
 
 class _Workload(NamedTuple):
@@ -101,24 +95,22 @@ class OnGpu:
 
     def _profile(self) -> Profile | None:
         wanted, backend = self.wanted, self.backend
-        hosts = len(set(backend.exchange(processes.boot())))
+        ranks = backend.exchange((processes.boot(), environment.host()))
+        hosts = len({boot for boot, _ in ranks})
         if wanted.cluster is None and hosts > 1:
             raise BackendError(f"calibrate: ranks on {hosts} hosts; say with --on CLUSTER how their GPUs are joined")
         library = DeviceMessages(backend, self.note, wanted.largest_bytes)
         with torch.cuda.stream(self._comm):
-            times = messages.measure(
-                library, wanted.keys(backend.ranks), empty=0, granted_s=MESSAGES_S, seed=wanted.seed, tick=self.tick
-            )
+            times = messages.measure(library, wanted.keys(backend.ranks), empty=0, seed=wanted.seed, tick=self.tick)
         cluster = wanted.cluster or self._cluster(times)
         found = [self._workload(wanted.plans(*each), cluster, library) for each in wanted.workloads]
         round_trip_s = max(backend.exchange(issuing.round_trip_s()))
-        ranks = backend.exchange((processes.boot(), environment.host()))
         if backend.rank:
             return None
         where = environment.described(
             ranks, library=backend.library, launcher=self.about.launcher, command=self.about.command
         )
-        spread = messages.spread_s(times, SPREAD_BYTES)
+        spread = messages.spread_s(times)
         factors = [factor for each in found for factor in each.factors]
         updates = [row for each in found for row in each.device.updates]
         copies = [row for each in found for row in each.device.copies]
@@ -137,7 +129,7 @@ class OnGpu:
             fits=messages.fitted(
                 times,
                 ranks=backend.ranks,
-                nodes=len(where.hosts),
+                nodes=hosts,
                 link_bytes_per_s=0.0,
                 source=f"{backend.library}, captured, on {backend.ranks} ranks; sums are divided",
             ),

@@ -29,11 +29,8 @@ from simgd.topology import Cluster
 from simgd.units import MIB, Bytes
 from simgd.workload import Workload
 
-#: Seconds that are granted to the local work of one workload, and to messages by size.
-LOCAL_S, MESSAGES_S = 40.0, 60.0
-
-#: Spreads of collectives count from this size on; below it the clock and the scheduler rule.
-SPREAD_BYTES = 2**16
+#: Seconds that are granted to the local work of one workload.
+LOCAL_S = 40.0
 
 
 class OnHost:
@@ -58,7 +55,6 @@ class OnHost:
             self.messages,
             wanted.keys(backend.ranks),
             empty=empty,
-            granted_s=MESSAGES_S,
             seed=wanted.seed,
             tick=self.tick,
         )
@@ -156,7 +152,7 @@ class OnHost:
             progress=max(together.share, 0.01),
         )
         factors = [factor for each in found for factor in each.factors]
-        spread = messages.spread_s(times, SPREAD_BYTES)
+        spread = messages.spread_s(times)
         jitter = Jitter(
             origin="measured",
             source=f"{len(factors)} iterations without communication, {len(spread)} messages",

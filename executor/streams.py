@@ -73,7 +73,7 @@ class StreamLanes:
         self._timed: list[tuple[int, int, torch.cuda.Event, torch.cuda.Event]] = []
         self._begun: dict[int, tuple[int, torch.cuda.Event | None]] = {}
         torch.cuda.synchronize()
-        self._base = _stamp(self._compute)
+        self._base = stamp(self._compute)
         self._base.synchronize()
         self.begun_ns = perf_counter_ns()
         self._marks = [self._base]
@@ -92,7 +92,7 @@ class StreamLanes:
         begin_ns = perf_counter_ns()
         self._await(k, iteration, stream)
         if iteration >= self._trace_from:
-            self._begun[k] = (begin_ns, _stamp(stream) if self._with_events else None)
+            self._begun[k] = (begin_ns, stamp(stream) if self._with_events else None)
         if stream is not self._compute:
             torch.cuda.set_stream(stream)
 
@@ -121,7 +121,7 @@ class StreamLanes:
 
     def mark(self) -> None:  # noqa: D102
         self._ends[(len(self._marks) - 1) % len(self._ends)].record(self._compute)
-        self._marks.append(_stamp(self._compute))
+        self._marks.append(stamp(self._compute))
 
     def settle(self) -> None:  # noqa: D102
         torch.cuda.synchronize()
@@ -139,9 +139,9 @@ class StreamLanes:
 
     def alone(self, start: Start) -> float:  # noqa: D102
         torch.cuda.synchronize()
-        begin = _stamp(self._compute)
+        begin = stamp(self._compute)
         start(0).wait()
-        end = _stamp(self._compute)
+        end = stamp(self._compute)
         torch.cuda.synchronize()
         return float(begin.elapsed_time(end)) * 1e-3
 
@@ -161,7 +161,7 @@ class StreamLanes:
         if iteration >= self._trace_from:
             begin_ns, begin = self._begun.pop(k)
             if begin is not None:
-                self._timed.append((k, iteration, begin, _stamp(stream)))
+                self._timed.append((k, iteration, begin, stamp(stream)))
             self._recorder.add(("host", k, iteration, begin_ns, perf_counter_ns()))
 
 
@@ -169,7 +169,7 @@ def _event(*, timing: bool = False) -> torch.cuda.Event:
     return torch.cuda.Event(enable_timing=timing)  # type: ignore[no-untyped-call]
 
 
-def _stamp(stream: torch.cuda.Stream) -> torch.cuda.Event:
+def stamp(stream: torch.cuda.Stream) -> torch.cuda.Event:
     """Return an event with the time at which *stream* comes here."""
     event = _event(timing=True)
     event.record(stream)

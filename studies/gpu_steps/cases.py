@@ -16,9 +16,6 @@ WORKLOADS = ("vgg16", "resnet50", "googlenet", "gpt2")
 
 SCHEDULES = ("sync", "bucketed:25MiB", "layerwise", "layerwise:tensor", "async:1")
 
-#: The one schedule whose step times calibration may see.
-CALIBRATED_ON = "sync"
-
 #: Iterations of a run: the first five are a warm-up, the last two are traced.
 STEPS, TRACED = 26, 2
 
