@@ -25,7 +25,7 @@ import numpy as np
 from calibration import fits
 from executor.backends.protocol import Backend, Buffer, Pending
 from executor.lanes import WAITING, Note
-from simgd.profile import CollectiveKind, Fit, Operation, PointToPoint
+from simgd.profile import Fit, Operation, PointToPoint, ScheduledKind
 
 #: Repeats of one visit, and rounds after which a size is given up as it is.
 REPEATS, MOST_ROUNDS = 5, 12
@@ -197,7 +197,7 @@ def fitted(
     times: Mapping[Key, Sequence[float]], *, ranks: int, nodes: int, link_bytes_per_s: float, source: str
 ) -> tuple[Fit, ...]:
     """Return a fit of each collective."""
-    by_kind: dict[CollectiveKind, list[Key]] = {}
+    by_kind: dict[ScheduledKind, list[Key]] = {}
     for key in sorted(times):
         if key.kind != "point_to_point":
             by_kind.setdefault(key.kind, []).append(key)

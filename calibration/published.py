@@ -13,6 +13,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from simgd import files
 from simgd.profile import (
     Curve,
@@ -110,7 +112,7 @@ NCCL_2017 = (
 NCCL_VOLTA = (
     NCCL_2017[0],
     Protocol(
-        name="LL128", base_ring_us=3.6, base_tree_us=4.4, efficiency=0.94, cap_bytes_per_s=100e9,
+        name="LL128", base_ring_us=3.6, base_tree_us=4.4, efficiency=0.94, cap_bytes_per_s=(100e9,),
         hop_us={"nvlink": (2.5, 1.9), "pcie": (2.5, 1.9), "net": (2.5, 7.5)},
     ),
     NCCL_2017[1],
@@ -121,10 +123,11 @@ NCCL_2017_SOURCE = (
 )
 
 
-def _nccl_2026(ll_cap_bytes_per_s: float, *, nvls: bool) -> tuple[Protocol, ...]:
+def _nccl_2026(*, nvls_share: float = 0.0) -> tuple[Protocol, ...]:
+    """Return the protocols; *nvls_share* of the links is what NVSwitches that reduce reach, 0 for others."""
     protocols = (
         Protocol(
-            name="LL", base_ring_us=6.6, base_tree_us=6.8, efficiency=0.5, cap_bytes_per_s=ll_cap_bytes_per_s,
+            name="LL", base_ring_us=6.6, base_tree_us=6.8, efficiency=0.5,
             hop_us={"nvlink": (0.6, 0.6), "pcie": (1.0, 1.0), "net": (2.7, 5.0)},
         ),
         Protocol(
@@ -136,14 +139,89 @@ def _nccl_2026(ll_cap_bytes_per_s: float, *, nvls: bool) -> tuple[Protocol, ...]
             hop_us={"nvlink": (3.4, 4.0), "pcie": (5.7, 4.0), "net": (14.0, 14.0)},
         ),
     )  # fmt: skip
-    switch = Protocol(name="NVLS", base_ring_us=0.0, base_tree_us=0.0, efficiency=0.85, hop_us={"nvlink": (25.0, 25.0)})
-    return (*protocols, switch) if nvls else protocols
+    if not nvls_share:
+        return protocols
+    hop_us = {"nvlink": (25.0, 25.0)}
+    return (*protocols, Protocol(name="NVLS", base_ring_us=0.0, base_tree_us=0.0, efficiency=nvls_share, hop_us=hop_us))
 
 
 NCCL_2026_SOURCE = (
-    "NCCL src/graph/tuning.cc as of 2025-2026: base and hardware latencies; LL 1/2 of the bandwidth and at most "
-    "{cap:g} GB/s (llMaxBws), LL128 0.92{more}"
+    "NCCL src/graph/tuning.cc as of 2025-2026: base and hardware latencies; LL 1/2 of the bandwidth, LL128 0.92{more}"
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Channels:
+    """How NCCL opens channels on an architecture; rates in GB/s on one node, on two, on more.
+
+    `ll` is for all channels (llMaxBws); the others are for a channel of the search, of which NCCL opens two, each with
+    half of it (perChMaxRingLL128Bws, perChMaxTreeLL128Bws, perChMaxTreeBws). What a ring's Simple channel moves at most
+    is in no table: taken to be as in a tree. `thresholds` are the bytes that a channel gets at least with LL, LL128
+    and Simple, and with LL in a ring for each rank.
+    """
+
+    architecture: str
+    opened: int
+    ll: tuple[float, ...]
+    ring_ll128: tuple[float, ...]
+    tree_ll128: tuple[float, ...]
+    tree: tuple[float, ...]
+    thresholds: tuple[float, float, float, float]
+    nvls: int = 16
+
+    @property
+    def source(self) -> str:
+        return (
+            f"; {self.opened} channels ({self.architecture}): llMaxBws, perChMaxRingLL128Bws, perChMaxTreeLL128Bws, "
+            "perChMaxTreeBws of tuning.cc, half of it for each of two channels that are opened for one of the search; "
+            "bytes a channel by enqueue.cc; chunks: Simple 2 MiB (4 of 8 steps of a buffer of 4 MiB), LL128 560 KiB and LL "
+            "32 KiB of data (one of 8 steps of 4.7 MiB and 512 KiB)"
+        )
+
+    def of(self, protocol: Protocol) -> Protocol:
+        """Return *protocol* with what its channels move."""
+        halves = {
+            name: tuple(0.5e9 * rate for rate in rates)
+            for name, rates in (("ring", self.ring_ll128), ("tree_ll128", self.tree_ll128), ("tree", self.tree))
+        }
+        whole = tuple(1e9 * rate for rate in self.ll)
+        of_ll = (whole[0] / self.opened,)
+        ll, ll128, simple, ll_a_rank = self.thresholds
+        match protocol.name:
+            case "LL":
+                changes = {"cap_bytes_per_s": whole, "channel_bytes_per_s": of_ll, "tree_channel_bytes_per_s": of_ll}
+                return replace(protocol, **changes, least_bytes=ll, least_bytes_a_rank=ll_a_rank, chunk=32.0 * KIB)
+            case "LL128":
+                changes = {"channel_bytes_per_s": halves["ring"], "tree_channel_bytes_per_s": halves["tree_ll128"]}
+                return replace(protocol, **changes, least_bytes=ll128, chunk=560.0 * KIB)
+            case "Simple":
+                changes = {"channel_bytes_per_s": halves["tree"], "tree_channel_bytes_per_s": halves["tree"]}
+                return replace(protocol, **changes, least_bytes=simple, chunk=float(2 * MIB))
+            case _:
+                return protocol
+
+
+# Until v2.20 a channel is used when each of its 512 threads (LL128: 640) gets 8 bytes (Simple: 64), with LL in a ring
+# from each rank; since v2.21 when it gets 16 KiB of traffic, of which an all-reduce makes 2 a byte, and LL 4 times as much.
+_BY_THREADS = (512 * 8.0, 640 * 8.0, 512 * 64.0, 512 * 8.0)
+_BY_TRAFFIC = (16 * KIB / 8, 16 * KIB / 2, 16 * KIB / 2, 0.0)
+
+VOLTA = _Channels(
+    architecture="Volta", opened=12, ll=(39, 39, 20.4), ring_ll128=(20,), tree_ll128=(20,), tree=(26.5, 18.5, 10),
+    thresholds=_BY_THREADS,
+)  # fmt: skip
+AMPERE = _Channels(
+    architecture="Ampere", opened=24, ll=(87.7, 22.5, 19), ring_ll128=(20,), tree_ll128=(20,), tree=(24, 23.6, 17.8),
+    thresholds=_BY_THREADS,
+)  # fmt: skip
+HOPPER = _Channels(
+    architecture="Hopper", opened=24, ll=(141, 45, 35), ring_ll128=(36.7,), tree_ll128=(36.7, 36.7, 29),
+    tree=(38.7, 41.4, 36), thresholds=_BY_TRAFFIC,
+)  # fmt: skip
+BLACKWELL = _Channels(
+    architecture="Blackwell", opened=32, ll=(282, 90, 70), ring_ll128=(40,), tree_ll128=(55.6, 31.67, 20),
+    tree=(70, 42.8, 24), thresholds=_BY_TRAFFIC, nvls=24,
+)  # fmt: skip
 
 # Rates that libraries reach on one cable of a kind, in bytes a second.
 _TOPO = "NCCL src/graph/topo.h: {text}"
@@ -212,6 +290,7 @@ _K = KIB
 QDR_US = {0: 1.82, _K: 2.80, 16 * _K: 11.90, 64 * _K: 28.92, 256 * _K: 96.93, MIB: 369.4, 4 * MIB: 1456.8}
 FDR_US = {0: 1.59, _K: 2.61, 16 * _K: 7.82, 64 * _K: 18.11, 256 * _K: 48.82}
 EDR_US = {0: 1.27, _K: 2.77, 16 * _K: 9.93, 64 * _K: 26.64, 256 * _K: 27.79, MIB: 91.58, 4 * MIB: 346.9}
+TCP_25GBE_US = {0: 13.55, _K: 15.13, 16 * _K: 32.39, 64 * _K: 90.76, 256 * _K: 169.00, MIB: 426.61, 4 * MIB: 1607.94}
 HDR_US = {0: 1.57, _K: 2.52, 16 * _K: 5.24, 64 * _K: 9.18, 256 * _K: 17.30, MIB: 50.00, 4 * MIB: 177.3}
 
 
@@ -219,6 +298,11 @@ def _table(rows: dict[int, float], source: str, origin: Origin = "published", un
     points = tuple((float(size), round(1e-6 * time_us, 12)) for size, time_us in rows.items())
     return PointToPoint(points=points, origin=origin, source=source, uncertainty=uncertainty)
 
+
+_ETHERNET = "OSU latency 5.4.3, 25 GbE ConnectX-4 Lx, Intel MPI 2018: notes intel-mpi-rocev2 of February 2019, GitHub"
+
+#: 1.87 us with RoCE v2, 1.46 us with EDR, both for 0 bytes.
+ROCE_EXTRA_US = 0.41
 
 TABLES = {
     "sandybridge-qdr": _table(QDR_US, "OSU latency of an MVAPICH2-class library on QDR (known by its bandwidth)"),
@@ -228,6 +312,23 @@ TABLES = {
     "xeon-ndr": _table(
         {size: HDR_US[0] + (time - HDR_US[0]) / 2 for size, time in HDR_US.items()},
         "the HDR table of xeon-hdr with the part above its latency halved, as 400 Gb/s is twice 200 Gb/s",
+        "modelled",
+        0.3,
+    ),
+    "xeon-xdr": _table(
+        {size: HDR_US[0] + (time - HDR_US[0]) / 4 for size, time in HDR_US.items()},
+        "the HDR table of xeon-hdr with the part above its latency divided by four, as 800 Gb/s is four times 200 Gb/s",
+        "modelled",
+        0.4,
+    ),
+    "xeon-25gbe": _table(
+        TCP_25GBE_US,
+        f"{_ETHERNET}, over TCP; the hosts have two processors of 18 cores",
+    ),
+    "xeon-100gbe": _table(
+        {size: time + ROCE_EXTRA_US for size, time in EDR_US.items()},
+        f"the EDR table of xeon-edr and {ROCE_EXTRA_US:g} us, by which 25 GbE with RoCE v2 was slower than EDR for an "
+        f"empty message on one pair of hosts ({_ETHERNET})",
         "modelled",
         0.3,
     ),
@@ -253,8 +354,17 @@ class _Gpu:
     curves: tuple[Curve, ...] = ()
 
 
-def _library(protocols: tuple[Protocol, ...], source: str) -> Library:
-    return Library(name="nccl", protocols=protocols, origin="published", source=source, uncertainty=0.1)
+def _library(protocols: tuple[Protocol, ...], source: str, channels: _Channels | None = None) -> Library:
+    made = Library(name="nccl", protocols=protocols, origin="published", source=source, uncertainty=0.1)
+    if channels is None:
+        return made
+    return replace(
+        made,
+        protocols=tuple(channels.of(protocol) for protocol in protocols),
+        channels=channels.opened,
+        nvls_channels=channels.nvls,
+        source=source + channels.source,
+    )
 
 
 HOST_2016 = Host(
@@ -362,7 +472,7 @@ GPUS = (
             _QPI_V100,
             EDR_LINK,
         ),
-        library=_library(NCCL_VOLTA, NCCL_2017_SOURCE.format(more=" and at most 100 GB/s")),
+        library=_library(NCCL_VOLTA, NCCL_2017_SOURCE.format(more=" and at most 100 GB/s"), VOLTA),
         host=HOST_2016,
         interference=_interference("assumed", _FROM_H200),
         memory_share=0.8,
@@ -382,7 +492,7 @@ GPUS = (
             _link("socket", 9.5e9, _TOPO.format(text="UPI moves 9-10 GB/s")),
             EDR_LINK,
         ),
-        library=_library(NCCL_VOLTA, NCCL_2017_SOURCE.format(more=" and at most 100 GB/s")),
+        library=_library(NCCL_VOLTA, NCCL_2017_SOURCE.format(more=" and at most 100 GB/s"), VOLTA),
         host=HOST_2016,
         interference=_interference("assumed", _FROM_H200),
         memory_share=0.8,
@@ -410,7 +520,7 @@ GPUS = (
             _link("socket", 9.5e9, _TOPO.format(text="UPI moves 9-10 GB/s; taken for Infinity Fabric"), "assumed", 0.4),
             HDR_LINK,
         ),
-        library=_library(_nccl_2026(87.7e9, nvls=False), NCCL_2026_SOURCE.format(cap=87.7, more="")),
+        library=_library(_nccl_2026(), NCCL_2026_SOURCE.format(more=""), AMPERE),
         host=HOST_EAGER,
         interference=_interference("assumed", _FROM_H200),
         memory_share=0.9,
@@ -435,11 +545,11 @@ GPUS = (
                 NDR_LINK,
             ),
             library=_library(
-                _nccl_2026(141e9, nvls=True),
+                _nccl_2026(nvls_share=0.85),
                 NCCL_2026_SOURCE.format(
-                    cap=141,
                     more="; NVLS 25 us and 0.85 of the links (nvlsEfficiency, Hopper)",
                 ),
+                HOPPER,
             ),
             host=HOST_H200 if name == "dgx-h200" else HOST_EAGER,
             interference=_interference(*(("measured", "") if name == "dgx-h200" else ("assumed", _FROM_H200))),
@@ -448,6 +558,50 @@ GPUS = (
             overhead_bytes=1.5e9,
         )
         for name in ("dgx-h100", "dgx-h200")
+    ),
+    *(
+        _Gpu(
+            cluster=name,
+            description=f"{shown} with eager PyTorch and NCCL as of 2025",
+            efficiency=_share(H200_SHARE, f"{_VGG16_ON_H200}; transferred to B200", "assumed", 0.5),
+            links=(
+                _nvlink(40.1e9, "Blackwell NVLink moves 40.1 GB/s (nominal 50)"),
+                _pcie(5, 48e9),
+                *others,
+            ),
+            library=_library(
+                _nccl_2026(nvls_share=0.74),
+                NCCL_2026_SOURCE.format(
+                    more="; NVLS 25 us and 0.74 of the links (nvlsEfficiency, Blackwell)",
+                ),
+                BLACKWELL,
+            ),
+            host=HOST_EAGER,
+            interference=_interference("assumed", _FROM_H200),
+            memory_share=0.9,
+            smallest_kernel_s=2e-6,
+            overhead_bytes=1.5e9,
+        )
+        for name, shown, others in (
+            (
+                "dgx-b200",
+                "DGX B200",
+                (
+                    _link("socket", 40e9, _TOPO.format(text="UPI of Emerald Rapids moves 40 GB/s (ERP_QPI_BW)")),
+                    NDR_LINK,
+                ),
+            ),
+            (
+                "gb200-nvl72",
+                "GB200 NVL72",
+                (
+                    _link(
+                        "socket", 360e9, "0.8 of NVLink-C2C's nominal 450 GB/s: nobody published NCCL's", "assumed", 0.4
+                    ),
+                    NDR_LINK,
+                ),
+            ),
+        )
     ),
     _Gpu(
         cluster="pcie-box",
@@ -463,7 +617,7 @@ GPUS = (
             _link("socket", 9.5e9, _TOPO.format(text="UPI moves 9-10 GB/s")),
             HDR_LINK,
         ),
-        library=_library(_nccl_2026(87.7e9, nvls=False), NCCL_2026_SOURCE.format(cap=87.7, more="")),
+        library=_library(_nccl_2026(), NCCL_2026_SOURCE.format(more=""), AMPERE),
         host=HOST_EAGER,
         interference=_interference("assumed", _FROM_H200),
         memory_share=0.9,
@@ -495,7 +649,7 @@ CPUS = (
     ),
     *(
         _Cpu(cluster=name, cores=40, core_bytes_per_s=12e9, core_source="one Skylake core streams about 12 GB/s")
-        for name in ("xeon-edr", "xeon-hdr", "xeon-ndr")
+        for name in ("xeon-edr", "xeon-hdr", "xeon-ndr", "xeon-xdr", "xeon-100gbe", "xeon-25gbe")
     ),
 )
 
@@ -550,8 +704,10 @@ def gpu_profile(made: _Gpu, cluster: Cluster) -> Profile:
 def cpu_profile(made: _Cpu, cluster: Cluster) -> Profile:
     """Return the profile of a CPU cluster with one MPI rank a node."""
     skylake = made.cores == 40
-    origin: Origin = "published" if made.cluster in ("xeon-edr", "xeon-hdr") else "modelled"
-    more = "" if origin == "published" else "; taken over for this hypothetical machine"
+    net = cluster.interconnect.kind if cluster.interconnect is not None else "infiniband"
+    hypothetical = made.cluster not in ("xeon-edr", "xeon-hdr", "xeon-100gbe", "xeon-25gbe")
+    origin: Origin = "modelled" if hypothetical else "published"
+    more = "; taken over for this hypothetical machine" if hypothetical else ""
     shares = "ResNet-50 at 81.7 images/s (PaddlePaddle, 2x Xeon 6148, batch 64)"
     return Profile(
         name=made.cluster,
@@ -599,7 +755,7 @@ def cpu_profile(made: _Cpu, cluster: Cluster) -> Profile:
         interference=tuple(
             Interference(
                 compute=compute,
-                path="infiniband",
+                path=net,
                 compute_factor=made.cores / (made.cores - 1),
                 communication_factor=1.0,
                 origin="assumed",

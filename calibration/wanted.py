@@ -8,7 +8,7 @@ from calibration import local
 from calibration.messages import Key, sizes
 from executor import comm
 from executor.plan import Plan, execution_of
-from simgd.profile import CollectiveKind
+from simgd.profile import ScheduledKind
 from simgd.run import BackendName
 from simgd.schedule import Communicate
 from simgd.schedules import build, parse
@@ -81,7 +81,7 @@ class Wanted:
             if inside and all(max(nbytes, size) > APART * min(nbytes, size) for size in known):
                 known.append(nbytes)
         found = [Key("all_reduce", nbytes) for nbytes in sorted(known)]
-        for kind in get_args(CollectiveKind):
+        for kind in get_args(ScheduledKind):
             if kind != "all_reduce":
                 found += [Key(kind, nbytes) for nbytes in every[::OTHERS_EVERY]]
         return found + [Key("point_to_point", nbytes) for nbytes in every]

@@ -281,7 +281,7 @@ def show(
         if isinstance(drawn, Profile):
             figures.profile(drawn, plot)
         else:
-            figures.graph(drawn, plot)
+            figures.topology(drawn, plot)
     if text is not None:
         sys.stdout.write(text)
     else:

@@ -1,57 +1,56 @@
-"""What a machine's links offer to a collective: places of ranks, rings through them, and what limits those rings.
+"""What a machine's links offer to a collective: places of ranks, and what limits rings and trees through them.
 
-Model
-    Between GPUs that are linked directly rings are found by search (`rings`). GPUs under NVSwitches reach each other
-    at the rate of their own links into the switches.
-    Without a circuit of direct links the library falls back to one ring through the host (PCIe switches, sockets): in
-    a tree, visiting devices depth first crosses each edge once in each direction, and no ring can do with less.
-    Across nodes rings enter and leave a node through the NICs nearest to its devices: their rate is the smaller of
-    what a path through the node's devices reaches and of what flows from the devices to those NICs.
-
-What it leaves out
-    Trunks between NVSwitches and the fat tree between nodes are taken as non-blocking; a ring's entry is not bound to
-    the GPU beside its NIC; NVLink hops are not mixed with PCIe hops in one ring (its PCIe hops would limit it all the
-    same). Hosts that are joined in more than one way use their widest tree.
+What a ring or tree reaches follows from its steps (`algorithms`) through the channels that a library finds
+(`channels`), and from what the links carry in each step (`wiring`).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import numpy as np
+
+from simgd import algorithms
+from simgd.algorithms import Steps
+from simgd.channels import Channels, channels
 from simgd.errors import ClusterError
-from simgd.rings import Ring, best_rings
-from simgd.topology import Cluster, Link, VertexKind
+from simgd.interconnects import Numbers
+from simgd.profile import CollectiveKind
+from simgd.rings import Ring
+from simgd.topology import NETWORK_KINDS, Cluster
+from simgd.wiring import Place, Reals, Wiring
 
-#: A library's share of a link's nominal rate where no profile says it. NCCL's own tables (src/graph/topo.h) hold
-#: 18 of 20 GB/s (Pascal), 20 of 25 (Ampere), 20.6 of 25 (Hopper), 12 of 15.75 (PCIe 3) and 12 of 12.5 (100 Gb/s).
-NOMINAL_SHARE = 0.8
 
+class Load(NamedTuple):
+    """What a collective's messages ask of the links: seconds for each byte of the buffer, those of a node's links and
+    of the network alone, and how busy it keeps the links meanwhile, by name (`Wiring.folded`).
+    """
 
-class Place(NamedTuple):
-    """Where a rank runs: the number of its node, and of its device there."""
-
-    node: int
-    device: int
+    s_per_byte: float
+    inside_s_per_byte: float
+    net_s_per_byte: float
+    busy: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fabric:
     """What the links between some places offer to a collective.
 
-    `ring_bytes_per_s` is the sum over all rings of the rate of one hop: the bus bandwidth of an endless message.
-    `inside` is the kind of link inside a node and `path` the kind that limits the whole; `rings` lists the rings (or
-    paths from NIC to NIC) of one node. `port_bytes_per_s` is each device's rate into NVSwitches, 0 without them.
+    `ring_bytes_per_s` is the sum over all rings of the rate of one hop: the bus bandwidth of an endless message;
+    `tree_bytes_per_s` the rate at which an all-reduce's buffer passes its trees; `port_bytes_per_s` each device's rate
+    into NVSwitches, 0 without them. `inside` is the kind of link inside a node and `path` the kind that limits the
+    whole; `rings` lists the rings (or paths from NIC to NIC) of one node; `most` is the ranks of the fullest node.
     `hops` counts the hops of one turn of a ring by kind, "net" for those between nodes; `net_extra_s` is what a hop
-    between nodes takes beyond one switch in a fat tree of several levels, `inside_extra_s` what one inside a node takes
-    beyond the library's constants. `assumed` names the kinds of links whose usable rate nobody gave.
+    between nodes takes beyond one switch in a network of several levels (of which `net_later_s` is due to longer cables
+    than the library's constants speak of), `inside_extra_s` what one inside a node takes beyond these constants.
+    `assumed` names the kinds of links whose usable rate nobody gave. `busy` says how busy links are by algorithm
+    ("ring", "tree", "nvls"), `switched` what in-switch reduction asks of the links, by kind and name.
     """
 
     ranks: int
     nodes: int
     ring_bytes_per_s: float
-    inside_bytes_per_s: float
-    net_bytes_per_s: float
+    tree_bytes_per_s: float
     port_bytes_per_s: float
     inside: str
     path: str
@@ -59,7 +58,22 @@ class Fabric:
     hops: tuple[tuple[str, int], ...]
     net_extra_s: float
     assumed: tuple[str, ...]
+    most: int
+    wiring: Wiring
     inside_extra_s: float = 0.0
+    net_later_s: float = 0.0
+    busy: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    switched: Mapping[tuple[str, str], Load] = field(default_factory=dict)
+
+    def direct(self, kind: CollectiveKind) -> Load:
+        """Return what a collective asks of the links whose messages all go straight to where they belong, at once."""
+        steps = {
+            "all_to_all": algorithms.all_to_all.direct,
+            "exchange": algorithms.all_to_all.exchange,
+            "push": algorithms.servers.push,
+            "pull": algorithms.servers.pull,
+        }[kind](algorithms.workers(kind, self.ranks))
+        return load_of(self.wiring, [(steps, 1.0)])
 
 
 def resized(cluster: Cluster, nodes: int) -> Cluster:
@@ -109,278 +123,110 @@ def fabric(
     rates: Mapping[str, float] | None = None,
     scale: Mapping[str, float] | None = None,
 ) -> Fabric:
-    """Return what the links of *cluster* offer to a collective between *places*.
-
-    *rates* holds, by kind of link, what a library reaches in one direction of one cable, in bytes a second; of
-    cables of one kind with unlike nominal rates it speaks of the fastest, and the others reach the same share. Kinds
-    that are absent reach `NOMINAL_SHARE` of their nominal rate. *scale* multiplies the rates of kinds of links.
-    """
+    """Return what the links of *cluster* offer to a collective between *places*; *rates*, *scale* as for `Wiring`."""
     if not places:
         raise ClusterError(f"cluster {cluster.name!r}: a collective needs at least one place")
     rates, scale = rates or {}, scale or {}
-    usable = _usable(cluster, rates, scale)
-    nodes: dict[int, list[str]] = {}
-    for place in places:
-        nodes.setdefault(place.node, []).append(cluster.devices[place.device])
-    joined = len(nodes) > 1
-    vertices, net, nic, extra = tuple(cluster.vertices.items()), float("inf"), 0.0, 0.0
-    if joined:
-        if cluster.interconnect is None or not cluster.nics:
-            raise ClusterError(f"cluster {cluster.name!r}: has no nic and interconnect to join its nodes")
-        kind = cluster.interconnect.kind
-        nic = rates.get(kind, NOMINAL_SHARE * cluster.interconnect.bandwidth) * scale.get(kind, 1.0)
-        extra = _extra_switches(len(nodes), cluster.interconnect.ports) * float(cluster.interconnect.latency)
-    # most nodes hold the same devices: each different set is looked at once
-    insides: list[_Inside] = []
-    for group in dict.fromkeys(tuple(sorted(group)) for group in nodes.values()):
-        gate = _gate(vertices, cluster.links, usable, group, nic) if joined else float("inf")
-        net = min(net, gate)
-        insides.append(_inside(vertices, cluster.links, usable, group, joined, gate))
-    inside = min(insides, key=lambda found: found.bytes_per_s)
-    crosses = {inside.kind} if inside.kind == "nvlink" and not joined else {link.kind for link in cluster.links}
-    path = inside.kind
-    if joined and cluster.interconnect is not None:
-        crosses.add(cluster.interconnect.kind)
-        path = cluster.interconnect.kind if net <= inside.bytes_per_s else path
-    within = len(places) - len(nodes) if joined else len(places) if len(places) > 1 else 0
+    wiring = Wiring(cluster, places, rates, scale)
+    found = channels(wiring)
+    joined = wiring.hosts > 1
+    hop = _ring_hops(found)
+    routes = wiring.routes(hop.source, hop.target)
+    load = wiring.load_s(routes, hop.share)
+    far = wiring.host[hop.source] != wiring.host[hop.target]
+    net_s = wiring.load_s(routes, np.where(far, hop.share, 0.0)).max() if joined else 0.0
+    near_s = wiring.load_s(routes, np.where(far, 0.0, hop.share)).max() if joined else load.max(initial=0.0)
+    slowest = load.max(initial=0.0)
+    kinds = list(dict.fromkeys(wiring.kind(int(resource)) for resource in _one_node(wiring, routes.resource)))
+    path = found.inside.kind
+    if joined and net_s >= near_s:
+        joint = cluster.interconnect
+        networks = [kind for kind in kinds if kind in NETWORK_KINDS]
+        path = networks[0] if networks or joint is None else joint.kind
+    net_extra_s = 0.0
+    if wiring.net is not None and cluster.interconnect is not None:
+        crossed = int(wiring.switches(hop.source, hop.target).max())
+        net_extra_s = (crossed - 1) * float(cluster.interconnect.latency)
+    ranks = len(places)
+    within = ranks - wiring.hosts if joined else ranks if ranks > 1 else 0
+    tree = load_of(wiring, [(algorithms.all_reduce.tree(order), share) for order, share in found.grouped()])
+    busy = {"ring": wiring.folded(load / slowest) if slowest else {}, "tree": tree.busy}
+    port = found.inside.port_bytes_per_s
+    switched = _switched(wiring, found) if port > 0 and ranks > 1 else {}
+    busy |= {name: load.busy for (kind, name), load in switched.items() if kind == "all_reduce"}
     return Fabric(
-        ranks=len(places),
-        nodes=len(nodes),
-        ring_bytes_per_s=min(inside.bytes_per_s, net),
-        inside_bytes_per_s=inside.bytes_per_s,
-        net_bytes_per_s=net,
-        port_bytes_per_s=min(found.port_bytes_per_s for found in insides),
-        inside=inside.kind,
+        ranks=ranks,
+        nodes=wiring.hosts,
+        ring_bytes_per_s=1 / slowest if slowest else float("inf"),
+        tree_bytes_per_s=1 / tree.s_per_byte if tree.s_per_byte else float("inf"),
+        port_bytes_per_s=port,
+        inside=found.inside.kind,
         path=path,
-        rings=inside.rings,
-        hops=tuple((kind, n) for kind, n in ((inside.kind, within), ("net", len(nodes) if joined else 0)) if n),
-        net_extra_s=extra,
-        assumed=tuple(sorted(kind for kind in crosses if kind not in rates)),
+        rings=found.inside.rings,
+        hops=tuple((kind, n) for kind, n in ((found.inside.kind, within), ("net", wiring.hosts if joined else 0)) if n),
+        net_extra_s=net_extra_s,
+        assumed=tuple(sorted(kind for kind in kinds if kind not in rates)),
+        most=int(np.bincount(wiring.host).max()),
+        wiring=wiring,
+        busy=busy,
+        switched=switched,
     )
 
 
-def _extra_switches(nodes: int, ports: int) -> int:
-    """Return how many switches a message crosses beyond the first, in a fat tree of k levels for *nodes* nodes.
+def _one_node(wiring: Wiring, resources: Numbers) -> Numbers:
+    """Return resources, each once, with those of all nodes taken for those of the first; one stands for the network."""
+    inside = len(wiring.nodes) * wiring.size
+    return np.unique(np.where(resources < inside, resources % wiring.size, inside))
 
-    One switch joins `ports` nodes; a tree of k levels joins 2 (ports/2)^k, over 2k-1 switches.
+
+def load_of(wiring: Wiring, parts: Sequence[tuple[Steps, float]]) -> Load:
+    """Return what algorithms that run at the same time ask of the links, each with its share of the buffer.
+
+    Step by step, all parts' messages at once; a step takes as long as its fullest link. That is what max-min sharing
+    gives wherever messages that share the fullest link are of one size.
     """
-    levels, room = 1, ports
-    while room < nodes and levels < 8:
-        levels += 1
-        room = 2 * max(2, ports // 2) ** levels
-    return 2 * (levels - 1)
+    inside = len(wiring.nodes) * wiring.size
+    seconds = near_s = far_s = 0.0
+    busy = np.zeros(len(wiring.capacity))
+    for together in zip(*(algorithms.patterns(steps) for steps, _ in parts), strict=True):
+        source = np.concatenate([pattern.source for pattern in together])
+        target = np.concatenate([pattern.target for pattern in together])
+        nbytes = np.concatenate(
+            [pattern.bytes_share * share for pattern, (_, share) in zip(together, parts, strict=True)]
+        )
+        load = together[0].repeat * wiring.load_s(wiring.routes(source, target), nbytes)
+        seconds += float(load.max(initial=0.0))
+        near_s += float(load[:inside].max(initial=0.0))
+        far_s += float(load[inside:].max(initial=0.0))
+        busy += load
+    return Load(seconds, near_s, far_s, wiring.folded(busy / seconds) if seconds else {})
 
 
-def _usable(cluster: Cluster, rates: Mapping[str, float], scale: Mapping[str, float]) -> tuple[float, ...]:
-    """Return the usable rate of each link: all its cables, one direction, half of it if both directions share."""
-    fastest: dict[str, float] = {}
-    for link in cluster.links:
-        fastest[link.kind] = max(fastest.get(link.kind, 0.0), link.bandwidth)
-    share = {
-        kind: (rates[kind] / nominal if kind in rates else NOMINAL_SHARE) * scale.get(kind, 1.0)
-        for kind, nominal in fastest.items()
-    }
-    return tuple(
-        float(link.bandwidth) * link.count * share[link.kind] * (0.5 if link.duplex == "half" else 1.0)
-        for link in cluster.links
-    )
+def _switched(wiring: Wiring, found: Channels) -> dict[tuple[str, str], Load]:
+    """Return what collectives ask of the links whose sums the NVSwitches make."""
+    ranks = len(wiring.device)
+    if wiring.hosts == 1:
+        made = {
+            "all_reduce": algorithms.all_reduce.nvls(ranks),
+            "reduce_scatter": algorithms.reduce_scatter.nvls(ranks),
+            "all_gather": algorithms.all_gather.nvls(ranks),
+        }
+        return {(kind, "nvls"): load_of(wiring, [(steps, 1.0)]) for kind, steps in made.items()}
+    if (found.sizes != found.sizes[0]).any():
+        return {}
+    (groups, _), *_ = found.grouped()
+    return {("all_reduce", "nvls tree"): load_of(wiring, [(algorithms.all_reduce.nvls_tree(groups), 1.0)])}
 
 
-class _Inside(NamedTuple):
-    bytes_per_s: float
-    kind: str
-    rings: tuple[Ring, ...]
-    port_bytes_per_s: float
+class _Hops(NamedTuple):
+    source: Numbers
+    target: Numbers
+    share: Reals
 
 
-_Vertices = tuple[tuple[str, VertexKind], ...]
-
-
-@lru_cache(maxsize=512)
-def _inside(
-    vertices: _Vertices,
-    links: tuple[Link, ...],
-    usable: tuple[float, ...],
-    devices: tuple[str, ...],
-    through: bool,
-    enough: float,
-) -> _Inside:
-    """Return what rings reach inside a node, or (*through*) paths that enter and leave it."""
-    if len(devices) == 1:
-        kinds = [link.kind for link in links if devices[0] in link.ends]
-        kind = next((kind for kind in ("nvlink", "pcie", *kinds) if kind in kinds), "memory")
-        return _Inside(float("inf"), kind, (), 0.0)
-    port = _port_rate(vertices, links, usable, devices)
-    capacity: dict[tuple[str, str], float] = {}
-    direct_kinds = ["nvlink"] if port > 0 else []
-    for link, rate in zip(links, usable, strict=True):
-        a, b = link.ends
-        if a in devices and b in devices:
-            direct_kinds.append(link.kind)
-            capacity[a, b] = capacity.get((a, b), 0.0) + rate
-            capacity[b, a] = capacity.get((b, a), 0.0) + rate
-    rings: tuple[Ring, ...] = ()
-    if capacity:
-        rings = best_rings(devices, capacity, through=through, enough=max(0.0, enough - port))
-    direct = sum(ring.bytes_per_s for ring in rings)
-    if port > 0:
-        rings = (*rings, Ring(devices, port))
-    host, host_kind = _host_rate(vertices, links, usable, devices)
-    if direct + port > 0 and ("nvlink" in direct_kinds or direct >= host):
-        return _Inside(direct + port, "nvlink" if "nvlink" in direct_kinds else direct_kinds[0], rings, port)
-    if host <= 0:
-        raise ClusterError(f"no way for a ring through {', '.join(devices)}: some have no path without other devices")
-    return _Inside(host, host_kind, (Ring(devices, host),), 0.0)
-
-
-def _port_rate(
-    vertices: _Vertices, links: tuple[Link, ...], usable: tuple[float, ...], devices: tuple[str, ...]
-) -> float:
-    """Return the least rate of a device into NVSwitches that are joined with each other; 0 if they miss a device."""
-    switches = [name for name, kind in vertices if kind == "nvswitch"]
-    group = {name: name for name in switches}
-
-    def root(name: str) -> str:
-        while group[name] != name:
-            name = group[name]
-        return name
-
-    ports: dict[tuple[str, str], float] = {}
-    for link in links:
-        a, b = link.ends
-        if a in group and b in group:
-            group[root(a)] = root(b)
-    for link, rate in zip(links, usable, strict=True):
-        for device, switch in (link.ends, link.ends[::-1]):
-            if device in devices and switch in group:
-                at = (root(switch), device)
-                ports[at] = ports.get(at, 0.0) + rate
-    return sum(min(ports.get((name, device), 0.0) for device in devices) for name in switches if root(name) == name)
-
-
-def _host_tree(
-    vertices: _Vertices, links: tuple[Link, ...], usable: tuple[float, ...]
-) -> dict[str, list[tuple[str, float, str]]]:
-    """Return the widest spanning tree of the host's graph: everything but NVSwitches and links between devices.
-
-    Devices do not pass traffic on: they hang in the tree as leaves.
-    """
-    kinds = dict(vertices)
-    group = {name: name for name in kinds}
-
-    def root(name: str) -> str:
-        while group[name] != name:
-            group[name] = group[group[name]]
-            name = group[name]
-        return name
-
-    tree: dict[str, list[tuple[str, float, str]]] = {name: [] for name in kinds}
-    order = sorted(range(len(links)), key=lambda at: (-usable[at], links[at].latency))
-    taken: set[str] = set()
-    for leaf in (False, True):  # devices are joined last, each by its widest link, so that none is crossed
-        for at in order:
-            a, b = links[at].ends
-            devices = [end for end in (a, b) if kinds[end] == "device"]
-            if len(devices) == 2 or "nvswitch" in (kinds[a], kinds[b]) or bool(devices) != leaf:
-                continue
-            if leaf and devices[0] in taken:
-                continue
-            if root(a) != root(b):
-                group[root(a)] = root(b)
-                taken.update(devices)
-                for one, other in ((a, b), (b, a)):
-                    tree[one].append((other, usable[at], links[at].kind))
-    return tree
-
-
-def _host_rate(
-    vertices: _Vertices, links: tuple[Link, ...], usable: tuple[float, ...], devices: tuple[str, ...]
-) -> tuple[float, str]:
-    """Return the rate of one ring through the host, and the kind of link that most of it crosses ("pcie").
-
-    Every edge of the tree that has wanted devices on both sides is crossed once in each direction.
-    """
-    tree = _host_tree(vertices, links, usable)
-    least, wanted = float("inf"), set(devices)
-    kinds: list[str] = []
-    seen: set[str] = set()
-
-    def below(name: str, parent: str) -> int:
-        nonlocal least
-        seen.add(name)
-        count = int(name in wanted)
-        for other, rate, kind in tree[name]:
-            if other == parent:
-                continue
-            under = below(other, name)
-            if 0 < under < len(wanted):
-                least = min(least, rate)
-                kinds.append(kind)
-            count += under
-        return count
-
-    if below(devices[0], "") < len(wanted):
-        return 0.0, ""
-    kind = "pcie" if "pcie" in kinds else kinds[0]
-    return least, kind
-
-
-@lru_cache(maxsize=512)
-def _gate(
-    vertices: _Vertices,
-    links: tuple[Link, ...],
-    usable: tuple[float, ...],
-    devices: tuple[str, ...],
-    nic_bytes_per_s: float,
-) -> float:
-    """Return the rate at which *devices* together reach the NICs nearest to them.
-
-    It is the maximum flow from the devices to those NICs through the host's graph.
-    """
-    kinds = dict(vertices)
-    nics = tuple(name for name, kind in vertices if kind == "nic")
-    near: dict[str, list[str]] = {name: [] for name in kinds}
-    for link in links:
-        a, b = link.ends
-        if not (kinds[a] == "device" and kinds[b] == "device") and "nvswitch" not in (kinds[a], kinds[b]):
-            near[a].append(b)
-            near[b].append(a)
-    used: dict[str, None] = {}
-    for device in devices:
-        used.update(dict.fromkeys(_nearest(near, kinds, device, nics)))
-    if not used:
-        raise ClusterError(f"no path from {', '.join(devices)} to a nic without other devices between")
-    import networkx  # here, since only machines of several nodes need it, and it takes a quarter of a second
-
-    flow: networkx.DiGraph[str] = networkx.DiGraph()
-
-    def join(a: str, b: str, rate: float) -> None:
-        flow.add_edge(a, b, capacity=rate + (flow.edges[a, b]["capacity"] if flow.has_edge(a, b) else 0.0))
-
-    for link, rate in zip(links, usable, strict=True):
-        for a, b in (link.ends, link.ends[::-1]):
-            outside = kinds[a] == "device" and a not in devices
-            if b in near[a] and not outside and kinds[b] != "device" and kinds[a] != "nic":
-                join(a, b, rate)
-    for device in devices:
-        join("\0from", device, float("inf"))
-    for nic in used:
-        join(nic, "\0to", nic_bytes_per_s)
-    return float(networkx.maximum_flow_value(flow, "\0from", "\0to"))
-
-
-def _nearest(near: Mapping[str, list[str]], kinds: Mapping[str, str], device: str, nics: tuple[str, ...]) -> list[str]:
-    """Return the NICs with the fewest hops from *device*, without passing other devices."""
-    reached, front = {device}, [device]
-    while front:
-        found = [name for name in front if name in nics]
-        if found:
-            return found
-        following: list[str] = []
-        for name in front:
-            for other in near[name]:
-                if other not in reached and kinds[other] != "device":
-                    reached.add(other)
-                    following.append(other)
-        front = following
-    return []
+def _ring_hops(found: Channels) -> _Hops:
+    source = np.concatenate(found.orders)
+    if len(found.orders[0]) < 2:
+        return _Hops(source[:0], source[:0], np.zeros(0))
+    target = np.concatenate([np.roll(order, -1) for order in found.orders])
+    return _Hops(source, target, np.repeat(found.shares, [len(order) for order in found.orders]))

@@ -11,13 +11,13 @@ Precedence, from strong to weak
        ranks, held beyond the ends; marked.
     4. For reduce-scatter and all-gather, the g of the all-reduce (the same rings serve both, so that schedules that
        differ in kind stay comparable); marked.
-    5. The model (`collectives` on what `fabrics` finds) with the profile's rates: origin "modelled".
+    5. The model (`nccl`, `mpi` on what `fabrics` finds) with the profile's rates: origin "modelled".
     6. The model with rates taken as a share of nominal ones: origin "assumed".
     g multiplies latency and volume alike, so that a what-if that scales a kind of link (`link_scale`) acts on
     measured collectives as on modelled ones: the model's ratio times what was measured.
 
 What it leaves out
-    Sharing link by link: all collectives of a job share one resource, "network". Traffic of other jobs.
+    Traffic of other jobs; `transfers` simulates it flow by flow.
 """
 
 import math
@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from simgd import collectives, fabrics
+from simgd import fabrics, mpi, nccl
 from simgd.collectives import Cost
 from simgd.errors import ClusterError, ProfileError
 from simgd.profile import CollectiveKind, Curve, Fit, Origin, Profile, weakest
@@ -79,7 +79,8 @@ class Demand:
     path: str
 
 
-_WHOLE_NETWORK: Mapping[str, float] = {"network": 1.0}
+#: A link that is less busy than this while a collective runs hinders no other one.
+LEAST_USE = 0.02
 
 _Model = Callable[[float], Cost]
 
@@ -113,6 +114,7 @@ class _Prepared(NamedTuple):
     model: _Model
     correction: _Correction
     path: str
+    busy: Mapping[str, Mapping[str, float]]
     latency_doubt: float = 0.0
 
 
@@ -184,8 +186,9 @@ class Network:
             if scale is None:
                 later = self._later(found.inside)
                 net = self.cluster.interconnect.kind if self.cluster.interconnect is not None else ""
+                net_later_s = max(-found.net_extra_s, 2 * self._later(net))
                 found = replace(
-                    found, inside_extra_s=later, net_extra_s=max(0.0, found.net_extra_s + 2 * self._later(net))
+                    found, inside_extra_s=later, net_extra_s=found.net_extra_s + net_later_s, net_later_s=net_later_s
                 )
             self._fabrics[key] = found
         return found
@@ -233,7 +236,7 @@ class Network:
         return Demand(
             latency_s=cost.latency_s * factor,
             solo_s=cost.seconds * factor,
-            use=_WHOLE_NETWORK,
+            use=_use(prepared.busy, cost.algorithm),
             algorithm=cost.algorithm,
             origin=origin,
             uncertainty=uncertainty,
@@ -246,7 +249,7 @@ class Network:
         if ranks == 1:
             nothing = Cost(0.0, 0.0, "none")
             exactly = _Ratio(1.0, "measured", 0.0, False)
-            return _Prepared(lambda nbytes: nothing, lambda nbytes: exactly, fabric.path)
+            return _Prepared(lambda nbytes: nothing, lambda nbytes: exactly, fabric.path, {})
         model, origin = self._model(kind, ranks, devices)
         correction = None
         # a measured curve speaks of the first devices of each node, not of any that a user picks
@@ -256,8 +259,8 @@ class Network:
             plain = _Ratio(1.0, origin, MODEL_UNCERTAINTY if origin == "modelled" else ASSUMED_UNCERTAINTY, False)
             gpu = self.cluster.device.kind == "gpu"
             doubt = LATENCY_DOUBT if gpu and origin == "modelled" else 0.0
-            return _Prepared(model, lambda nbytes: plain, fabric.path, doubt)
-        return _Prepared(model, correction, fabric.path)
+            return _Prepared(model, lambda nbytes: plain, fabric.path, fabric.busy, doubt)
+        return _Prepared(model, correction, fabric.path, fabric.busy)
 
     def _model(
         self,
@@ -274,20 +277,19 @@ class Network:
         return self._mpi(kind, fabric, self._scale() if scale is None else scale)
 
     def _nccl(self, kind: CollectiveKind, fabric: fabrics.Fabric) -> tuple[_Model, Origin]:
-        library = self.profile.library
-        candidates = collectives.nccl_candidates(kind, fabric, library.protocols if library is not None else ())
-        if library is not None and candidates:
+        library, memory = self.profile.library, self.profile.memory
+        found: tuple[nccl.Candidate, ...] = ()
+        if library is not None:
+            found = nccl.candidates(kind, fabric, library, memory.kernel if memory is not None else 0.0)
+        if library is not None and found:
             origin = weakest("modelled", library.origin, "assumed" if fabric.assumed else "modelled")
         else:
             origin = "assumed"
-            steps = (2 if kind == "all_reduce" else 1) * (fabric.ranks - 1)
-            slope = collectives.bus_share(kind, fabric.ranks) / fabric.ring_bytes_per_s
-            candidates = (collectives.Candidate("ring", steps * ASSUMED_STEP_S, slope),)
-        return (lambda nbytes: collectives.cheapest(candidates, nbytes)), origin
+            found = (nccl.unknown(kind, fabric, ASSUMED_STEP_S),)
+        return (lambda nbytes: nccl.cheapest(found, nbytes)), origin
 
     def _mpi(self, kind: CollectiveKind, fabric: fabrics.Fabric, scale: Mapping[str, float]) -> tuple[_Model, Origin]:
         library, table, joint = self.profile.library, self.profile.point_to_point, self.cluster.interconnect
-        reduce_rate = library.reduce_bytes_per_s if library is not None else 0.0
         if table is not None:
             faster = scale.get(joint.kind, 1.0) if joint is not None else 1.0
             first = table.points[0][1]
@@ -298,8 +300,16 @@ class Network:
             start = ASSUMED_LATENCY_S + (2 * float(joint.latency) if joint is not None else 0.0)
             points = [(0.0, start), (1e9, start + 1e9 / fabric.ring_bytes_per_s)]
             origin = "assumed"
-        ranks, extra = fabric.ranks, fabric.net_extra_s
-        return (lambda nbytes: collectives.mpi(kind, ranks, nbytes, points, reduce_rate, extra)), origin
+        messages = mpi.Messages(
+            points=points,
+            extra_s=fabric.net_later_s,
+            switch_s=float(joint.latency) if joint is not None else 0.0,
+            add_s_per_byte=1 / library.reduce_bytes_per_s
+            if library is not None and library.reduce_bytes_per_s
+            else 0.0,
+        )
+        algorithms = mpi.Algorithms(kind, fabric.wiring, library.choice if library is not None else "fastest")
+        return (lambda nbytes: algorithms.cost(messages, nbytes)), origin
 
     def _correction(self, kind: CollectiveKind, ranks: int, nodes: int) -> _Correction | None:
         """Return measured / modelled by message size, from the strongest entry that the profile has; see above."""
@@ -465,3 +475,9 @@ def _between_ranks(ratios: Sequence[tuple[int, _Correction]], ranks: int) -> _Co
 def _weaker(ratio: _Ratio) -> _Ratio:
     """Mark a ratio that was taken from another size, number of ranks, kind of collective or machine."""
     return _Ratio(ratio.factor, weakest(ratio.origin, "modelled"), max(ratio.uncertainty, MODEL_UNCERTAINTY), True)
+
+
+def _use(busy: Mapping[str, Mapping[str, float]], algorithm: str) -> Mapping[str, float]:
+    """Return how busy an algorithm keeps each link; one without an entry of its own is as a ring."""
+    links = busy.get(algorithm.partition("/")[0], busy.get("ring", {}))
+    return {name: share for name, share in links.items() if share >= LEAST_USE} or {"network": 1.0}

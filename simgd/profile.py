@@ -22,7 +22,10 @@ ORIGINS: tuple[Origin, ...] = ("measured", "published", "modelled", "assumed")
 
 Dtype = Literal["fp32", "tf32", "bf16"]
 
-CollectiveKind = Literal["all_reduce", "reduce_scatter", "all_gather", "broadcast"]
+#: What schedules use, and probes measure.
+ScheduledKind = Literal["all_reduce", "reduce_scatter", "all_gather", "broadcast"]
+
+CollectiveKind = Literal[ScheduledKind, "all_to_all", "exchange", "push", "pull"]
 
 #: What a fit is of; a message between two ranks counts one way.
 Operation = Literal["all_reduce", "reduce_scatter", "all_gather", "broadcast", "point_to_point"]
@@ -353,7 +356,10 @@ class PointToPoint(Entry, frozen=True, kw_only=True):
 class Protocol(Value, frozen=True, kw_only=True):
     """One protocol of NCCL: latencies in microseconds as its tuning model has them, and its share of a link.
 
-    LL128 is used over NVLink only; a protocol named NVLS stands for reduction inside NVSwitches.
+    LL128 is used over NVLink only; a protocol named NVLS stands for reduction inside NVSwitches. `cap_bytes_per_s` is
+    the most that it reaches, `channel_bytes_per_s` and `tree_channel_bytes_per_s` the most of one channel in a ring and
+    a tree: up to three numbers, for one node, for two, and for more. A channel is used when it gets `least_bytes`,
+    in a ring also `least_bytes_a_rank` for each rank; its last `chunk` of bytes is copied at the end.
     """
 
     name: str
@@ -361,31 +367,44 @@ class Protocol(Value, frozen=True, kw_only=True):
     base_tree_us: float
     hop_us: dict[str, tuple[float, float]]
     efficiency: float
-    cap_bytes_per_s: float | None = None
+    cap_bytes_per_s: tuple[float, ...] = ()
+    channel_bytes_per_s: tuple[float, ...] = ()
+    tree_channel_bytes_per_s: tuple[float, ...] = ()
+    least_bytes: float = 0.0
+    least_bytes_a_rank: float = 0.0
+    chunk: float = 0.0
 
     def __post_init__(self) -> None:
         where = f"protocol {self.name!r}"
         hops = {f"hop_us.{kind}.{place}": us for kind, both in self.hop_us.items() for place, us in enumerate(both)}
         latencies = {"base_ring_us": self.base_ring_us, "base_tree_us": self.base_tree_us} | hops
-        check_not_negative(ProfileError, where, **latencies)
+        sizes = {name: getattr(self, name) for name in ("least_bytes", "least_bytes_a_rank", "chunk")}
+        check_not_negative(ProfileError, where, **latencies, **sizes)
         check_positive(ProfileError, where, efficiency=self.efficiency)
-        if self.cap_bytes_per_s is not None:
-            check_positive(ProfileError, where, cap_bytes_per_s=self.cap_bytes_per_s)
+        for name in ("cap_bytes_per_s", "channel_bytes_per_s", "tree_channel_bytes_per_s"):
+            check_positive(ProfileError, where, **{f"{name}.{at}": rate for at, rate in enumerate(getattr(self, name))})
 
 
 class Library(Entry, frozen=True, kw_only=True):
     """The communication library: which algorithms it has, and the constants of its own cost model.
 
     For `nccl`, `protocols` holds its tuning constants; `hop_us` gives (ring, tree) for the link kinds nvlink, pcie
-    and net. For `mpi`, costs follow from `PointToPoint` and `reduce_bytes_per_s`, the rate of adding two buffers.
+    and net; `channels` is how many it opens, 0 if nobody knows, and `nvls_channels` how many in-switch reduction has.
+    For `mpi`, costs follow from `PointToPoint` and `reduce_bytes_per_s`, the rate of adding two buffers; `choice` is
+    whose rules choose the algorithm, "fastest" if nobody knows.
     """
 
     name: Literal["nccl", "mpi"]
     protocols: tuple[Protocol, ...] = ()
+    channels: int = 0
+    nvls_channels: int = 16
     reduce_bytes_per_s: float = 0.0
+    choice: Literal["fastest", "mpich", "openmpi"] = "fastest"
 
     def _check(self) -> None:
-        check_not_negative(ProfileError, f"library {self.name!r}", reduce_bytes_per_s=self.reduce_bytes_per_s)
+        where = f"library {self.name!r}"
+        check_not_negative(ProfileError, where, reduce_bytes_per_s=self.reduce_bytes_per_s, channels=self.channels)
+        check_positive(ProfileError, where, nvls_channels=self.nvls_channels)
 
 
 class Interference(Entry, frozen=True, kw_only=True):

@@ -22,6 +22,15 @@ MOST_STEPS = 200_000
 
 _EXACT = 1e-9
 
+#: The point that a ring passes where it leaves the node.
+_OUTSIDE = "\0outside"
+
+#: A row of the linear program: a directed link, or a shared resource.
+_Name = tuple[str, str] | str
+
+#: What one hop or circuit takes of rows of the linear program: (row, bytes each byte).
+_Taken = tuple[tuple[int, float], ...]
+
 
 class Ring(NamedTuple):
     """One directed ring: the devices of a node by name, in order, and the bytes a second that it carries."""
@@ -30,64 +39,81 @@ class Ring(NamedTuple):
     bytes_per_s: float
 
 
+class Gate(NamedTuple):
+    """What leaving a node at a device, or entering it there, takes of shared resources, by name: bytes each byte."""
+
+    out: Mapping[str, float]
+    into: Mapping[str, float]
+
+
 def best_rings(
     devices: Sequence[str],
     capacity: Mapping[tuple[str, str], float],
     *,
-    through: bool = False,
+    gates: Mapping[str, Gate] | None = None,
+    shared: Mapping[str, float] | None = None,
     enough: float = float("inf"),
 ) -> tuple[Ring, ...]:
     """Return the directed rings through all *devices* with the largest sum of rates.
 
-    *capacity* gives each directed link's bytes per second. With *through* a ring may leave and enter anywhere (by a
-    NIC): paths instead of circuits. The search ends early at *enough*. No ring at all is an empty answer.
+    *capacity* gives each directed link's bytes per second. With *gates* a ring leaves at one device and enters at
+    another (by NICs): paths instead of circuits, which take of the *shared* resources, given by name and rate. The
+    search ends early at *enough*. No ring at all is an empty answer.
 
     >>> square = {(a, b): 1.0 for a in "wxyz" for b in "wxyz" if a != b}
     >>> sum(ring.bytes_per_s for ring in best_rings("wxyz", square))
     3.0
     """
     points = list(devices)
-    edges = dict(capacity)
-    if through:
-        outside = "\0outside"
-        points.append(outside)
-        wide = sum(capacity.values())
+    rows: dict[_Name, float] = {
+        edge: rate for edge, rate in capacity.items() if rate > 0 and edge[0] in devices and edge[1] in devices
+    }
+    takes: dict[tuple[str, str], dict[_Name, float]] = {edge: {edge: 1.0} for edge in capacity if edge in rows}
+    if gates is not None:
+        points.append(_OUTSIDE)
+        rows.update(shared or {})
         for device in devices:
-            edges[device, outside] = edges[outside, device] = wide
-    index = {name: number for number, name in enumerate(points)}
-    top = max(capacity.values(), default=0.0)
+            takes[device, _OUTSIDE] = dict(gates[device].out.items())
+            takes[_OUTSIDE, device] = dict(gates[device].into.items())
+    top = max(rows.values(), default=0.0)
     if top <= 0 or len(points) < 2:
         return ()
-    rows = [edge for edge, rate in edges.items() if rate > 0 and edge[0] in index and edge[1] in index]
-    number = {(index[a], index[b]): row for row, (a, b) in enumerate(rows)}
-    limits = [edges[edge] / top for edge in rows]
+    index = {name: number for number, name in enumerate(points)}
+    row = {name: number for number, name in enumerate(rows)}
+    limits = [rate / top for rate in rows.values()]
+    hops = {
+        (index[a], index[b]): tuple((row[name], weight) for name, weight in taken.items())
+        for (a, b), taken in takes.items()
+    }
+    widths = {hop: min((limits[at] / weight for at, weight in taken), default=1.0) for hop, taken in hops.items()}
     # what leaves and enters the scarcest device bounds all rings
     bound = min(
-        min(
-            sum(limit for (a, _), limit in zip(rows, limits, strict=True) if a == name),
-            sum(limit for (_, b), limit in zip(rows, limits, strict=True) if b == name),
-        )
-        for name in points
+        min(sum(width for hop, width in widths.items() if hop[end] == at) for end in (0, 1))
+        for at in range(len(points))
     )
     goal = min(bound, enough / top)
-    circuits = _peeled(len(points), number, limits)
-    shares = _pack(_hops(circuits, number), limits, goal)
+    circuits = _peeled(len(points), hops, limits)
+    shares = _pack([_column(found, hops) for found in circuits], limits, goal)
     if sum(share for _, share in shares) < goal * (1 - _EXACT):
-        circuits = list(dict.fromkeys([*circuits, *_circuits(len(points), number)]))
-        shares = _pack(_hops(circuits, number), limits, goal)
+        circuits = list(dict.fromkeys([*circuits, *_circuits(len(points), hops)]))
+        shares = _pack([_column(found, hops) for found in circuits], limits, goal)
     rings = []
     for column, share in shares:
         names = tuple(points[at] for at in circuits[column])
-        if through:
-            start = names.index("\0outside")
+        if gates is not None:
+            start = names.index(_OUTSIDE)
             names = names[start + 1 :] + names[:start]
         rings.append(Ring(names, float(f"{share * top:.12g}")))
     return tuple(rings)
 
 
-def _hops(circuits: Sequence[tuple[int, ...]], number: Mapping[tuple[int, int], int]) -> list[tuple[int, ...]]:
-    """Return the numbers of the directed links that each circuit takes."""
-    return [tuple(number[hop] for hop in zip(found, (*found[1:], found[0]), strict=True)) for found in circuits]
+def _column(circuit: tuple[int, ...], hops: Mapping[tuple[int, int], _Taken]) -> _Taken:
+    """Return what a circuit takes of each row, all its hops together."""
+    taken: dict[int, float] = {}
+    for hop in zip(circuit, (*circuit[1:], circuit[0]), strict=True):
+        for row, weight in hops[hop]:
+            taken[row] = taken.get(row, 0.0) + weight
+    return tuple(taken.items())
 
 
 def _circuits(
@@ -117,30 +143,31 @@ def _circuits(
     return found
 
 
-def _peeled(points: int, number: Mapping[tuple[int, int], int], limits: Sequence[float]) -> list[tuple[int, ...]]:
+def _peeled(points: int, hops: Mapping[tuple[int, int], _Taken], limits: Sequence[float]) -> list[tuple[int, ...]]:
     """Return circuits found one after another, each along the links with most left: few, but unlike each other.
 
     They often suffice, and serve where there are more circuits than can be listed.
     """
-    left = {edge: limits[row] for edge, row in number.items()}
-    part = min(left.values()) / 2
+    left = list(limits)
+    part = min(limits) / 2
     found: list[tuple[int, ...]] = []
     for _ in range(8 * points):
-        wide = sorted((edge for edge, rate in left.items() if rate > _EXACT), key=lambda edge: (-left[edge], edge))
+        width = {hop: min((left[row] / weight for row, weight in taken), default=1.0) for hop, taken in hops.items()}
+        wide = sorted((hop for hop, most in width.items() if most > _EXACT), key=lambda hop: (-width[hop], hop))
         circuits = _circuits(points, wide, most=1, steps=40 * points)
         if not circuits:
             break
         found += circuits
-        for edge in zip(circuits[0], (*circuits[0][1:], 0), strict=True):
-            left[edge] -= part
+        for row, weight in _column(circuits[0], hops):
+            left[row] -= part * weight
     return found
 
 
-def _pack(columns: Sequence[tuple[int, ...]], limits: Sequence[float], enough: float) -> list[tuple[int, float]]:
+def _pack(columns: Sequence[_Taken], limits: Sequence[float], enough: float) -> list[tuple[int, float]]:
     """Return the columns, with their shares, whose shares have the largest sum: a linear program.
 
-    maximise sum x_c, with the sum of x_c over the columns through row r at most limits[r], x >= 0: the revised simplex
-    method, since there are few rows and many columns of few entries. Starts from all slack; Bland's rule ends cycles.
+    maximise sum x_c, with the sum of what the x_c take of row r at most limits[r], x >= 0: the revised simplex method,
+    since there are few rows and many columns of few entries. Starts from all slack; Bland's rule ends cycles.
     """
     rows = len(limits)
     inverse = [[1.0 if row == at else 0.0 for at in range(rows)] for row in range(rows)]
@@ -153,7 +180,7 @@ def _pack(columns: Sequence[tuple[int, ...]], limits: Sequence[float], enough: f
         entering, column = _entering(columns, duals, bland=step > 10 * rows)
         if column is None:
             break
-        direction = [sum(line[row] for row in column) if entering >= 0 else line[column[0]] for line in inverse]
+        direction = [sum(line[row] * weight for row, weight in column) for line in inverse]
         leaving, least = -1, float("inf")
         for row in range(rows):
             if direction[row] > _EXACT:
@@ -177,24 +204,22 @@ def _pack(columns: Sequence[tuple[int, ...]], limits: Sequence[float], enough: f
     return [(name, x) for name, x in sorted(zip(basis, value, strict=True)) if name >= 0 and x > _EXACT]
 
 
-def _entering(
-    columns: Sequence[tuple[int, ...]], duals: Sequence[float], *, bland: bool
-) -> tuple[int, tuple[int, ...] | None]:
+def _entering(columns: Sequence[_Taken], duals: Sequence[float], *, bland: bool) -> tuple[int, _Taken | None]:
     """Return the column (or slack) whose share should grow, with its rows; None if none does."""
     best, chosen = _EXACT, None
     for row, dual in enumerate(duals):
         if -dual > best:
             best, chosen = -dual, -1 - row
             if bland:
-                return chosen, (row,)
+                return chosen, ((row, 1.0),)
     for name, column in enumerate(columns):
         gain = 1.0
-        for row in column:
-            gain -= duals[row]
+        for row, weight in column:
+            gain -= duals[row] * weight
         if gain > best:
             best, chosen = gain, name
             if bland or gain > 0.5:
                 break
     if chosen is None:
         return 0, None
-    return chosen, columns[chosen] if chosen >= 0 else (-1 - chosen,)
+    return chosen, columns[chosen] if chosen >= 0 else ((-1 - chosen, 1.0),)

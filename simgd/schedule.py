@@ -25,7 +25,7 @@ from typing import Literal, TypeAlias, assert_never, get_args
 
 from simgd.errors import ScheduleError
 from simgd.files import Document, Value, check_distinct
-from simgd.profile import CollectiveKind
+from simgd.profile import ScheduledKind
 from simgd.workload import Workload
 
 Lane = Literal["host", "compute", "update", "copy_out", "copy_in", "comm"]
@@ -122,7 +122,7 @@ class Backward(Value, frozen=True, kw_only=True, tag="backward", tag_field="kind
 class Communicate(Value, frozen=True, kw_only=True, tag="communicate", tag_field="kind"):
     """One collective on one bucket, among all ranks, in place."""
 
-    collective: CollectiveKind
+    collective: ScheduledKind
     bucket: str
     value: Literal["gradient", "weight"] = "gradient"
     wire: Wire = "float32"

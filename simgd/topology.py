@@ -5,6 +5,7 @@ state them; what a library reaches on them belongs to a profile. A link is liste
 two directions, each with the full bandwidth, unless `duplex` says "half".
 """
 
+from collections.abc import Iterable
 from typing import Literal
 
 from simgd.errors import ClusterError
@@ -17,6 +18,9 @@ VertexKind = Literal["device", "nvswitch", "pcie_switch", "socket", "nic", "swit
 MOST_DEVICES = 2**20
 
 LinkKind = Literal["nvlink", "pcie", "socket", "infiniband", "ethernet", "memory"]
+
+#: Links of these kinds join hosts.
+NETWORK_KINDS = ("infiniband", "ethernet")
 
 
 class Device(Value, frozen=True, kw_only=True):
@@ -58,11 +62,16 @@ class Link(Value, frozen=True, kw_only=True):
 
 
 class Interconnect(Value, frozen=True, kw_only=True):
-    """What joins the NICs of all nodes: a fat tree without oversubscription, of switches with `ports` ports.
+    """What joins the NICs of all nodes: a fat tree, or a dragonfly+, of switches with `ports` ports.
 
     "memory" joins ranks that share one host.
 
     `bandwidth` is that of one NIC's cable in one direction; `latency` that of one cable with the switch behind it.
+    A fat tree has as many levels as it needs; its lowest switches have `oversubscription` times as many cables down
+    as up. A dragonfly+ has groups of `group` NICs (0: as many as a group can hold), each a fat tree of two levels, and
+    every two groups are joined by as many cables as the ports of the upper switches allow.
+    `rails` says where the NICs of one node go: all to one switch ("joined"), or each to the switch of its number, under
+    which the equal NICs of other nodes are ("optimised").
     A NIC that is shaped by a token bucket saves up to `burst` bytes while it is idle, which then pass at once.
     """
 
@@ -70,18 +79,32 @@ class Interconnect(Value, frozen=True, kw_only=True):
     bandwidth: Rate
     latency: Seconds
     ports: int = 36
+    topology: Literal["fat_tree", "dragonfly"] = "fat_tree"
+    oversubscription: float = 1.0
+    rails: Literal["joined", "optimised"] = "optimised"
+    group: int = 0
     burst: Bytes = Bytes(0)
     source: str = ""
 
     def __post_init__(self) -> None:
         check_positive(ClusterError, "interconnect", bandwidth=self.bandwidth, ports=self.ports)
-        check_not_negative(ClusterError, "interconnect", latency=self.latency, burst=self.burst)
+        check_not_negative(ClusterError, "interconnect", latency=self.latency, burst=self.burst, group=self.group)
+        if not 1 <= self.oversubscription < self.ports:
+            found = f"oversubscription {self.oversubscription:g}"
+            raise ClusterError(f"interconnect: {found}; it must be from 1 to below the {self.ports} ports of a switch")
+        if self.ports < 2:
+            raise ClusterError(f"interconnect: switches of {self.ports} ports join nothing; at least 2 are needed")
 
 
 class Cluster(Document, frozen=True, kw_only=True, tag="simgd cluster"):
     """`nodes` equal nodes; `vertices` names what stands in a node, devices in the order of their numbers.
 
     A cluster of CPU nodes has one device a node, and as many nodes as ranks are asked for.
+
+    Machines whose nodes differ, or whose network is no regular tree, are one node here: its graph holds every host's
+    devices and NICs, and the network's switches ("switch"). Devices that only links of the kinds "infiniband" and
+    "ethernet" join are on different hosts. Where several shortest routes exist, `routing` uses one of them by its
+    destination ("static"), or all of them alike ("adaptive").
     """
 
     name: str
@@ -90,6 +113,7 @@ class Cluster(Document, frozen=True, kw_only=True, tag="simgd cluster"):
     links: tuple[Link, ...] = ()
     interconnect: Interconnect | None = None
     nodes: int = 1
+    routing: Literal["static", "adaptive"] = "adaptive"
     description: str = ""
     source: str = ""
 
@@ -113,20 +137,10 @@ class Cluster(Document, frozen=True, kw_only=True, tag="simgd cluster"):
             raise ClusterError(f"{where}: has {self.nodes} nodes, but no nic and interconnect to join them")
 
     def _check_connected(self, where: str) -> None:
-        near: dict[str, list[str]] = {name: [] for name in self.vertices}
-        for link in self.links:
-            a, b = link.ends
-            near[a].append(b)
-            near[b].append(a)
+        part = components(self.vertices, self.links)
         first = self.devices[0]
-        reached, left = {first}, [first]
-        while left:
-            for name in near[left.pop()]:
-                if name not in reached:
-                    reached.add(name)
-                    left.append(name)
         for name in self.vertices:
-            if name not in reached:
+            if part[name] != part[first]:
                 raise ClusterError(f"{where}: no path from {first!r} to {name!r}; every vertex must be linked")
 
     @property
@@ -143,3 +157,30 @@ class Cluster(Document, frozen=True, kw_only=True, tag="simgd cluster"):
     def size(self) -> int:
         """Number of devices in all nodes."""
         return self.nodes * len(self.devices)
+
+    @property
+    def hosts(self) -> dict[str, int]:
+        """The number of the host that each vertex of a node stands in: what is joined without network links."""
+        return components(self.vertices, [link for link in self.links if link.kind not in NETWORK_KINDS])
+
+
+def components(vertices: Iterable[str], links: Iterable[Link]) -> dict[str, int]:
+    """Return for each vertex the number of its connected part, counted in the order of *vertices*."""
+    near: dict[str, list[str]] = {name: [] for name in vertices}
+    for link in links:
+        a, b = link.ends
+        near[a].append(b)
+        near[b].append(a)
+    part: dict[str, int] = {}
+    parts = 0
+    for first in near:
+        if first in part:
+            continue
+        part[first], left = parts, [first]
+        while left:
+            for name in near[left.pop()]:
+                if name not in part:
+                    part[name] = parts
+                    left.append(name)
+        parts += 1
+    return part

@@ -29,12 +29,17 @@ CLUSTERS = [
     "dgx-a100",
     "dgx-h100",
     "dgx-h200",
+    "dgx-b200",
+    "gb200-nvl72",
     "pcie-box",
     "sandybridge-qdr",
     "sandybridge-fdr",
     "xeon-edr",
     "xeon-hdr",
     "xeon-ndr",
+    "xeon-xdr",
+    "xeon-100gbe",
+    "xeon-25gbe",
 ]
 
 

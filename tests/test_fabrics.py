@@ -18,7 +18,9 @@ from simgd.units import Bytes, FlopRate, Rate, Seconds
 CLUSTERS = Path(__file__).parent.parent / "simgd" / "data" / "clusters"
 
 GPU_NAMES = ["dgx1-p100", "dgx1-v100", "dgx2-v100", "dgx-a100", "dgx-h100", "dgx-h200", "pcie-box"]
+GPU_NAMES += ["dgx-b200", "gb200-nvl72"]
 NAMES = [*GPU_NAMES, "sandybridge-qdr", "sandybridge-fdr", "xeon-edr", "xeon-hdr", "xeon-ndr"]
+NAMES += ["xeon-xdr", "xeon-100gbe", "xeon-25gbe"]
 
 #: One unit of bandwidth a cable, so that rates below count links.
 ONES = {"nvlink": 1.0, "pcie": 0.5, "socket": 0.4, "infiniband": 0.3}
@@ -62,6 +64,8 @@ def test_a_shipped_cluster_is_read_under_its_own_name_and_says_where_it_comes_fr
         ("dgx-a100", 8, 12),
         ("dgx-h100", 8, 18),
         ("dgx-h200", 8, 18),
+        ("dgx-b200", 8, 18),
+        ("gb200-nvl72", 72, 18),
         ("pcie-box", 8, 0),
     ],
 )

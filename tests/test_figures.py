@@ -6,15 +6,14 @@ from fractions import Fraction
 
 import msgspec
 import pytest
-from matplotlib.colors import to_hex, to_rgb
+from matplotlib.colors import to_rgb
 
 from simgd import catalogue, figures
 from simgd.errors import SimgdError
-from simgd.figures import curves, layout, machines, pages, style, timelines
+from simgd.figures import curves, pages, style, timelines
 from simgd.figures.strips import strips
 from simgd.job import job
 from simgd.predict import MOST_WARM_UP, Machine, predict, trace_of
-from simgd.topology import Cluster, Device, Link
 from simgd.trace import Trace
 
 SCHEDULES = ("sync", "bucketed:25MiB", "layerwise", "async:1")
@@ -294,81 +293,6 @@ def test_work_on_one_lane_is_told_apart_in_grey_too():
     assert backward - update > 0.2
 
 
-# --- machines ----------------------------------------------------------------------------------------------------
-
-
-def _boxes(figure):
-    return {patch.get_gid(): patch for patch in figure.axes[0].patches if patch.get_gid()}
-
-
-@pytest.mark.parametrize("name", catalogue.names("cluster"))
-def test_every_vertex_has_a_box_and_no_two_boxes_overlap(name):
-    cluster = catalogue.cluster(name)
-    assert set(_boxes(figures.graph_figure(cluster))) == set(cluster.vertices)
-    found = list(layout.places(cluster).values())
-    for index, a in enumerate(found):
-        for b in found[index + 1 :]:
-            assert abs(a.y - b.y) >= 0.5 or a.right <= b.left or b.right <= a.left
-
-
-@pytest.mark.parametrize("name", ["dgx1-v100", "dgx-h100", "dgx2-v100", "pcie-box", "xeon-edr"])
-def test_every_link_is_a_line_as_wide_as_it_has_cables(name):
-    cluster = catalogue.cluster(name)
-    axes = figures.graph_figure(cluster).axes[0]
-    drawn = {line.get_label(): line for line in axes.lines}
-    drawn |= {patch.get_label(): patch for patch in axes.patches if not patch.get_gid()}
-    for link in cluster.links:
-        assert drawn["-".join(link.ends)].get_linewidth() == machines.pen(link, cluster)
-    assert len(drawn) == len(cluster.links)
-
-
-def test_two_nvlinks_are_drawn_wider_than_one_and_named_in_the_legend():
-    cluster = catalogue.cluster("dgx1-v100")
-    widths = {link.count: machines.pen(link, cluster) for link in cluster.links if link.kind == "nvlink"}
-    assert widths[2] > 1.5 * widths[1]
-    (legend,) = figures.graph_figure(cluster).legends
-    texts = [text.get_text() for text in legend.get_texts()]
-    assert "NVLink, 25 GB/s" in texts
-    assert "NVLink, 2 \u00d7 25 GB/s" in texts
-
-
-def test_the_quads_of_a_dgx_1_are_tilted_squares_with_level_links_between_them():
-    found = layout.places(catalogue.cluster("dgx1-v100"))
-    for k in range(4):
-        assert found[f"gpu{k}"].y == found[f"gpu{k + 4}"].y
-    assert len({found[f"gpu{k}"].y for k in range(4)}) == 4
-    assert max(found[f"gpu{k}"].right for k in range(4)) < min(found[f"gpu{k}"].left for k in range(4, 8))
-
-
-def test_kinds_stand_above_each_other_and_have_their_own_colours():
-    cluster = catalogue.cluster("dgx-h100")
-    found = layout.places(cluster)
-    heights = [
-        {found[name].y for name, its in cluster.vertices.items() if its == kind}
-        for kind in ("nvswitch", "device", "pcie_switch", "socket")
-    ]
-    assert all(len(each) == 1 for each in heights)
-    assert [max(each) for each in heights] == sorted((max(each) for each in heights), reverse=True)
-    boxes = _boxes(figures.graph_figure(cluster))
-    for name, kind in cluster.vertices.items():
-        assert to_hex(boxes[name].get_facecolor()) == machines.BOXES[kind].lower()
-    assert len(set(machines.BOXES.values())) == len(machines.BOXES)
-
-
-def test_a_machine_of_a_users_file_is_drawn_whatever_its_shape():
-    device = Device(name="card", kind="gpu", memory=1e9, memory_rate=1e9, fp32=1e12)
-    vertices = {f"accelerator-number-{k}": "device" for k in range(5)} | {"nic": "nic", "hub": "switch"}
-    ring = [(f"accelerator-number-{k}", f"accelerator-number-{(k + 1) % 5}") for k in range(5)]
-    links = [Link(ends=ends, kind="nvlink", bandwidth=1e9) for ends in ring]
-    links += [Link(ends=("hub", "nic"), kind="ethernet", bandwidth=1e9)]
-    links += [Link(ends=("hub", "accelerator-number-0"), kind="ethernet", bandwidth=2e9)]
-    cluster = Cluster(name="lab", device=device, vertices=vertices, links=tuple(links))
-    figure = figures.graph_figure(cluster)
-    assert set(_boxes(figure)) == set(vertices)
-    texts = [text.get_text() for text in figure.axes[0].texts]
-    assert len(set(texts)) == len(vertices)
-
-
 # --- files -------------------------------------------------------------------------------------------------------
 
 
@@ -376,7 +300,7 @@ def test_a_machine_of_a_users_file_is_drawn_whatever_its_shape():
 def test_the_ending_decides_the_kind_of_file_and_the_same_figure_is_the_same_bytes(ending, first, tmp_path):
     cluster = catalogue.cluster("dgx1-p100")
     for name in ("a", "b"):
-        figures.graph(cluster, tmp_path / f"{name}.{ending}")
+        figures.topology(cluster, tmp_path / f"{name}.{ending}")
     one, other = ((tmp_path / f"{name}.{ending}").read_bytes() for name in ("a", "b"))
     assert one.startswith(first)
     assert one == other
@@ -388,14 +312,14 @@ def test_the_ending_decides_the_kind_of_file_and_the_same_figure_is_the_same_byt
 )
 def test_another_ending_is_refused_with_what_would_be_right(name, said, tmp_path):
     with pytest.raises(SimgdError, match=said + r"; end the name in \.png, \.pdf or \.svg"):
-        figures.graph(catalogue.cluster("pcie-box"), tmp_path / name)
+        figures.topology(catalogue.cluster("pcie-box"), tmp_path / name)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_three_figures_are_written(predictions, traces, tmp_path):
     figures.speedups(predictions, traces, tmp_path / "speedups.png")
     figures.timeline(traces, tmp_path / "timeline.png", title="predicted")
-    figures.graph(catalogue.cluster("dgx-a100"), tmp_path / "graph.png")
+    figures.topology(catalogue.cluster("dgx-a100"), tmp_path / "graph.png")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["graph.png", "speedups.png", "timeline.png"]
 
 

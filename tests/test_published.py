@@ -70,7 +70,7 @@ def test_only_the_machine_that_was_measured_has_measured_interference() -> None:
     assert measured == {"dgx-h200"}
 
 
-def test_pascal_has_no_ll128_and_only_hopper_reduces_in_its_switches() -> None:
+def test_pascal_has_no_ll128_and_only_hopper_and_blackwell_reduce_in_their_switches() -> None:
     protocols = {
         name: {protocol.name for protocol in profile.library.protocols}
         for name, profile in MADE.items()
@@ -78,7 +78,8 @@ def test_pascal_has_no_ll128_and_only_hopper_reduces_in_its_switches() -> None:
     }
     assert "LL128" not in protocols["dgx1-p100"]
     assert "LL128" in protocols["dgx1-v100"]
-    assert {name for name, found in protocols.items() if "NVLS" in found} == {"dgx-h100", "dgx-h200"}
+    reducing = {"dgx-h100", "dgx-h200", "dgx-b200", "gb200-nvl72"}
+    assert {name for name, found in protocols.items() if "NVLS" in found} == reducing
 
 
 def test_ndr_messages_are_hdr_messages_with_half_the_time_above_the_latency() -> None:
@@ -90,6 +91,28 @@ def test_ndr_messages_are_hdr_messages_with_half_the_time_above_the_latency() ->
     for (size, slow), (same, fast) in zip(hdr.points, ndr.points, strict=True):
         assert size == same
         assert fast - start == pytest.approx((slow - start) / 2, abs=1e-12)
+
+
+def test_xdr_messages_are_hdr_messages_with_a_quarter_of_the_time_above_the_latency() -> None:
+    hdr, xdr = (MADE[name].point_to_point for name in ("xeon-hdr", "xeon-xdr"))
+    assert hdr is not None
+    assert xdr is not None
+    # 4 MiB over HDR: 177.3 us, of which 1.57 us latency
+    assert xdr.points[-1] == (4 * 2**20, pytest.approx(1e-6 * (1.57 + (177.3 - 1.57) / 4), abs=1e-12))
+
+
+def test_a_message_over_roce_takes_what_it_takes_over_edr_and_the_difference_of_empty_ones() -> None:
+    edr, roce, tcp = (MADE[name].point_to_point for name in ("xeon-edr", "xeon-100gbe", "xeon-25gbe"))
+    assert edr is not None
+    assert roce is not None
+    assert tcp is not None
+    for (size, fast), (same, slow) in zip(edr.points, roce.points, strict=True):
+        assert size == same
+        assert slow - fast == pytest.approx(0.41e-6, abs=1e-12)
+    # the kernel's TCP takes ten times as long for an empty message, and 25 Gb/s a quarter of the rate
+    assert tcp.points[0][1] > 8 * roce.points[0][1]
+    assert tcp.origin == "published"
+    assert roce.origin == "modelled"
 
 
 @pytest.mark.parametrize("name", sorted(MADE))

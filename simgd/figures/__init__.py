@@ -4,12 +4,13 @@ Importing this package imports matplotlib, so only what draws imports it, inside
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from simgd.figures import fits, machines, pages, style
+from simgd.figures import fits, pages, style
+from simgd.figures import topology as topologies
 from simgd.figures import validation as validations
 from simgd.figures.pages import WINDOW
 from simgd.figures.strips import Labelled
@@ -21,8 +22,6 @@ from simgd.trace import Trace
 from simgd.validation import Validation
 
 __all__ = [
-    "graph",
-    "graph_figure",
     "kind_of_file",
     "profile",
     "profile_figure",
@@ -30,6 +29,8 @@ __all__ = [
     "speedups_figure",
     "timeline",
     "timeline_figure",
+    "topology",
+    "topology_figure",
     "traced",
     "validation",
     "validation_figure",
@@ -48,10 +49,16 @@ def timeline(traces: Labelled, path: str | Path, *, window: float = WINDOW, rank
     style.save(timeline_figure(traces, window=window, rank=rank, title=title), path)
 
 
-def graph(cluster: Cluster, path: str | Path) -> None:
-    """Write the drawing of one node of *cluster*: devices, switches, NICs and the links between them."""
+def topology(
+    cluster: Cluster, path: str | Path, *, loads: Mapping[tuple[str, str], float] | None = None, title: str = ""
+) -> None:
+    """Write the drawing of *cluster*: devices, switches, NICs and their links, and the network above equal nodes.
+
+    *loads* colours links by the share of their rate in use, 0 to 1: keys are the names of the vertices that a direction
+    leads from and to, (nic, "network") and back for the cable of a NIC.
+    """
     kind_of_file(path)
-    style.save(graph_figure(cluster), path)
+    style.save(topology_figure(cluster, loads=loads, title=title), path)
 
 
 def profile(found: Profile, path: str | Path) -> None:
@@ -78,10 +85,12 @@ def validation(found: Validation, traces: Labelled, path: str | Path) -> None:
     style.save(validation_figure(found, traces), path)
 
 
-def graph_figure(cluster: Cluster) -> Figure:
-    """Return what `graph` writes."""
+def topology_figure(
+    cluster: Cluster, *, loads: Mapping[tuple[str, str], float] | None = None, title: str = ""
+) -> Figure:
+    """Return what `topology` writes."""
     with style.paper():
-        return machines.draw(cluster)
+        return topologies.draw(cluster, loads=loads, title=title)
 
 
 def validation_figure(found: Validation, traces: Labelled) -> Figure:
