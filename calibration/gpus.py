@@ -19,7 +19,8 @@ def known() -> dict[str, Cluster]:
         if cluster.device.kind == "gpu":
             model, form, *_ = (*cluster.device.name.lower().removeprefix("nvidia ").split(), "")
             found.setdefault(model, cluster)
-            found.setdefault(f"{model}-{form}", cluster)
+            if form:
+                found.setdefault(f"{model}-{form}", cluster)
     return found
 
 

@@ -19,9 +19,9 @@ from typing import Any, NamedTuple, get_args
 
 from rich.table import Table
 
-from calibration import gpus, kineto, nccl_tests, nccl_xml, nvidia_smi, osu
+from calibration import gpus, ibnetdiscover, kineto, nccl_tests, nccl_xml, nvidia_smi, osu, simgrid_graph, simgrid_xml
 from simgd import catalogue, fabrics, files
-from simgd.errors import ClusterError, FileError, SimgdError
+from simgd.errors import ClusterError, FileError, SimgdError, unknown
 from simgd.network import Network
 from simgd.profile import CollectiveKind, Curve, Entry, LayerTimes, LinkRate, PointToPoint, Profile
 from simgd.texttable import table as empty_table
@@ -31,7 +31,10 @@ from simgd.units import MIB, show_bytes, show_rate, show_seconds
 #: Text that a tool prints about one run is far smaller.
 MOST_TEXT_BYTES = 16 * MIB
 
-KNOWN = "nccl-tests, OSU micro-benchmarks, nvidia-smi topo -m, NCCL's topology file or torch.profiler"
+KNOWN = (
+    "nccl-tests, OSU micro-benchmarks, nvidia-smi topo -m, NCCL's topology file, ibnetdiscover or torch.profiler, or a "
+    "platform file of SimGrid"
+)
 
 _NCCL_TESTS = re.compile(r"^[^\n]*#\s*(nThread\s+\d|size\s+count\s+type\s)", re.MULTILINE)
 _NCCL_VERSION = re.compile(r"nccl-tests version (\S{1,40})")
@@ -115,6 +118,9 @@ def parts(specs: Sequence[str], name: str, on: str | None = None) -> tuple[Clust
     curves = [(part.file, entry) for part in found for entry in part.entries if isinstance(entry, Curve)]
     most = max((curve.nodes for _, curve in curves), default=1)
     if clusters and most > cluster.nodes:
+        if cluster.interconnect is None and len(set(cluster.hosts.values())) > 1:
+            what = f"{clusters[0].file}: is a network of unlike hosts; curves between its hosts are not placed on it"
+            raise ClusterError(f"{what}, import them with --on")
         if not cluster.nics:
             raise ClusterError(f"{clusters[0].file}: shows no NIC, but another file was measured on {most} nodes")
         cluster = fabrics.resized(cluster, most)
@@ -152,7 +158,8 @@ def table(found: Sequence[Part]) -> Table:
     for part in found:
         if part.cluster is not None:
             node = part.cluster
-            gave = f"machine: {len(node.devices)} {node.device.name}, {_number_of(len(node.nics), 'NIC')}"
+            nodes = f"{node.nodes} nodes of " if node.nodes > 1 else ""
+            gave = f"machine: {nodes}{len(node.devices)} {node.device.name}, {_number_of(len(node.nics), 'NIC')}"
             made.add_row(part.file, part.what, gave, "", "", "")
         for entry in part.entries:
             made.add_row(part.file, part.what.partition(",")[0], *_told(entry))
@@ -215,6 +222,8 @@ class _Kind(NamedTuple):
 def _kind(given: _Given) -> _Kind:
     if kineto.recognises(given.content):
         return _KINETO
+    if simgrid_xml.recognises(given.content):
+        return _SIMGRID
     if len(given.content) > MOST_TEXT_BYTES:
         raise FileError(f"{given.path}: is larger than {MOST_TEXT_BYTES // MIB} MiB, and no trace of torch.profiler")
     text = _text(given)
@@ -223,6 +232,7 @@ def _kind(given: _Given) -> _Kind:
     tests = (
         (_OSU, osu.recognises(text)),
         (_NVIDIA_SMI, nvidia_smi.recognises(text)),
+        (_IBNETDISCOVER, ibnetdiscover.recognises(text)),
         (_NCCL, _NCCL_TESTS.search(text) is not None),
     )
     fits = [kind for kind, fit in tests if fit]
@@ -320,11 +330,49 @@ def _xml(given: _Given, name: str) -> Cluster:
     return nccl_xml.to_cluster(root, given.path, gpus.machine(given.path, given.facts.get("gpu")), name)
 
 
+def _subnet(given: _Given, name: str) -> Cluster:
+    given.only("device", "hosts", "routing")
+    fabric = ibnetdiscover.parse(_text(given), given.path)
+    machine = _host(given)
+    hosts, routing = given.facts.get("hosts", "*"), _one_of(given, "routing", ("adaptive", "static"))
+    return ibnetdiscover.to_cluster(fabric, machine, name, hosts=hosts, routing=routing)
+
+
+def _platform(given: _Given, name: str) -> Cluster:
+    given.only("device", "link", "backbone")
+    wide = _one_of(given, "backbone", ("", "wide")) == "wide"
+    platform = simgrid_xml.parse(given.content, given.path, wide=wide)
+    link = _one_of(given, "link", ("ethernet", "infiniband"))
+    return simgrid_graph.to_cluster(platform, given.path, _host(given), name, link)
+
+
+def _one_of(given: _Given, name: str, known: Sequence[str]) -> Any:
+    """Return a fact that is one of *known* names, the first of them unless it is given."""
+    found = given.facts.get(name, known[0])
+    if name in given.facts and found not in known:
+        raise FileError(f"{given.path}: {name}={found[:40]}: must be {' or '.join(filter(None, known))}")
+    return found
+
+
+def _host(given: _Given) -> Cluster:
+    """Return the machine that each host of a network is like: a cluster by its name, or by that of its GPU."""
+    name = given.fact("device", "what its hosts are (a cluster of `simgd list clusters`, or a GPU)", "NAME")
+    machines = gpus.known()
+    if name.lower() in machines:
+        return machines[name.lower()]
+    if catalogue.is_file(name) or name in catalogue.names("cluster"):
+        return catalogue.cluster(name)
+    known = [*catalogue.names("cluster"), *machines]
+    raise FileError(str(unknown(f"{given.path}: device", name, known, "`simgd list clusters` shows all")))
+
+
 _NCCL = _Kind("nccl-tests", measured=_from_nccl_tests)
 _OSU = _Kind("OSU micro-benchmarks", measured=_from_osu)
 _KINETO = _Kind("trace of torch.profiler", measured=_from_kineto)
 _NVIDIA_SMI = _Kind("nvidia-smi topo -m", topology=_matrix)
 _NCCL_XML = _Kind("NCCL's topology file", topology=_xml)
+_IBNETDISCOVER = _Kind("ibnetdiscover", topology=_subnet)
+_SIMGRID = _Kind("platform file of SimGrid", topology=_platform)
 
 
 def _check_places(file: str, curve: Curve, cluster: Cluster) -> None:

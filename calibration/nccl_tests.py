@@ -31,6 +31,8 @@ _TAG = re.compile(r"\s*(?:\[\d+,\d+\]<std(?:out|err)>:|\d+:)\s?")
 _RANK = re.compile(r"#\s*Rank\s+(\d+)\s+(?:Group\s+(\d+)\s+)?Pid\s+\d+\s+on\s+(\S*?)\s*device\s+(\d+)", re.ASCII)
 _SHAPE = re.compile(r"#\s*nThread\s+(\d+)\s+nGpus\s+(\d+)\s", re.ASCII)
 _NAME = re.compile(r"\b([a-z]+(?:_[a-z]+)*)_perf")
+#: What nccl-tests calls otherwise: `sendrecv` sends to the next rank and receives from the one before.
+_CALLED = {"alltoall": "all_to_all", "sendrecv": "exchange"}
 _COLUMNS = re.compile(r"#\s*size\s+count\s+type\s")
 _WRONG = re.compile(r"#\s*Out of bounds values\s*:\s*(\d+)\s*(\S*)", re.ASCII)
 _TALK = re.compile(r"NCCL (INFO|WARN|version)|^\S+:\d+:\d+ ")
@@ -177,7 +179,7 @@ def _places(
 
 
 def _kind(where: str, text: str, kind: CollectiveKind | None) -> CollectiveKind:
-    said = list(dict.fromkeys(name for name in _NAME.findall(text)))
+    said = list(dict.fromkeys(_CALLED.get(name, name) for name in _NAME.findall(text)))
     known = f"it must be one of {', '.join(_KINDS)}"
     if len(said) > 1:
         raise FileError(

@@ -32,12 +32,13 @@ _Gates = dict[str, tuple[_Taken, _Taken]]
 
 class Inside(NamedTuple):
     """What was found for the devices of one host: rings, or paths from NIC to NIC, with their rates, by which kind of
-    link; each device's rate into NVSwitches.
+    link, and whether through the host although some are linked directly; each device's rate into NVSwitches.
     """
 
     rings: tuple[Ring, ...]
     kind: str
     port_bytes_per_s: float
+    hosted: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +124,7 @@ def _inside(wiring: Wiring, devices: tuple[int, ...]) -> Inside:
         raise ClusterError(f"no way for a ring through {', '.join(names)}: some have no path without other devices")
     ways = [routes.hosted(a, b) for a, b in zip(hosted[0].devices, hosted[0].devices[1:], strict=False)]
     kind = "pcie" if any(way and way.kind == "pcie" for way in ways) else next(way.kind for way in ways if way)
-    return Inside(hosted, kind, 0.0)
+    return Inside(hosted, kind, 0.0, hosted=True)
 
 
 @lru_cache(maxsize=512)

@@ -259,11 +259,14 @@ def list_(what: Annotated[str, typer.Argument(help="workloads, clusters, schedul
 def show(
     name: Annotated[str, typer.Argument(help="a name from `simgd list`, or a file")],
     toml: Annotated[bool, typer.Option("--toml", help="print it as a file to start from")] = False,
+    simgrid: Annotated[bool, typer.Option("--simgrid", help="print a cluster as a platform file of SimGrid")] = False,
     plot: Plot = None,
 ) -> None:
     """Show a workload, cluster, schedule or profile."""
     from simgd import showing
 
+    if toml and simgrid:
+        raise SimgdError("--toml and --simgrid both print a file; give one of them")
     _check_outputs(plot=plot)
     parts = Path(name + ".parts")
     if parts.is_dir():
@@ -272,7 +275,7 @@ def show(
         _print(post_mortem(parts, Path(name).name))
         return
     values = showing.find(name)
-    text = showing.as_file(name, values) if toml else None
+    text = showing.as_file(name, values) if toml else showing.as_platform(name, values) if simgrid else None
     if plot is not None:
         from simgd import figures
         from simgd.profile import Profile
@@ -492,7 +495,8 @@ def import_(
     on: Annotated[str | None, typer.Option("--on", help="the cluster, if no file describes it")] = None,
     json: AsJson = False,
 ) -> None:
-    """Make a profile of output of nccl-tests, OSU benchmarks, nvidia-smi topo -m, NCCL and torch.profiler."""
+    """Make a profile of output of nccl-tests, OSU benchmarks, nvidia-smi topo -m, NCCL, ibnetdiscover and
+    torch.profiler, or of a platform file of SimGrid."""
     from calibration import importing
     from simgd import files
 
@@ -621,7 +625,7 @@ def _machine(
         counts = listed(ranks, "--ranks")
     elif chosen is not None:
         counts = (len(chosen),)
-    elif cluster.device.kind == "cpu" and cluster.nodes == 1:
+    elif cluster.device.kind == "cpu" and cluster.size == 1:
         raise ProfileError(f"cluster {cluster.name!r}: has as many CPU nodes as asked for; give --ranks")
     else:
         counts = (cluster.size,)

@@ -42,7 +42,8 @@ class Fabric:
     whole; `rings` lists the rings (or paths from NIC to NIC) of one node; `most` is the ranks of the fullest node.
     `hops` counts the hops of one turn of a ring by kind, "net" for those between nodes; `net_extra_s` is what a hop
     between nodes takes beyond one switch in a network of several levels (of which `net_later_s` is due to longer cables
-    than the library's constants speak of), `inside_extra_s` what one inside a node takes beyond these constants.
+    than the library's constants speak of), `inside_extra_s` what one inside a node takes beyond these constants, where
+    links are `inside_faster` times as fast as those.
     `assumed` names the kinds of links whose usable rate nobody gave. `busy` says how busy links are by algorithm
     ("ring", "tree", "nvls"), `switched` what in-switch reduction asks of the links, by kind and name.
     """
@@ -60,6 +61,7 @@ class Fabric:
     assumed: tuple[str, ...]
     most: int
     wiring: Wiring
+    inside_faster: float = 1.0
     inside_extra_s: float = 0.0
     net_later_s: float = 0.0
     busy: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
@@ -131,12 +133,13 @@ def fabric(
     found = channels(wiring)
     joined = wiring.hosts > 1
     hop = _ring_hops(found)
-    routes = wiring.routes(hop.source, hop.target)
+    hosted = found.inside.hosted
+    routes = wiring.routes(hop.source, hop.target, hosted=hosted)
     load = wiring.load_s(routes, hop.share)
     far = wiring.host[hop.source] != wiring.host[hop.target]
-    net_s = wiring.load_s(routes, np.where(far, hop.share, 0.0)).max() if joined else 0.0
-    near_s = wiring.load_s(routes, np.where(far, 0.0, hop.share)).max() if joined else load.max(initial=0.0)
-    slowest = load.max(initial=0.0)
+    net_s = float(wiring.load_s(routes, np.where(far, hop.share, 0.0)).max()) if joined else 0.0
+    near_s = float(wiring.load_s(routes, np.where(far, 0.0, hop.share)).max(initial=0.0))
+    slowest = float(load.max(initial=0.0))
     kinds = list(dict.fromkeys(wiring.kind(int(resource)) for resource in _one_node(wiring, routes.resource)))
     path = found.inside.kind
     if joined and net_s >= near_s:
@@ -149,7 +152,9 @@ def fabric(
         net_extra_s = (crossed - 1) * float(cluster.interconnect.latency)
     ranks = len(places)
     within = ranks - wiring.hosts if joined else ranks if ranks > 1 else 0
-    tree = load_of(wiring, [(algorithms.all_reduce.tree(order), share) for order, share in found.grouped()])
+    tree = load_of(
+        wiring, [(algorithms.all_reduce.tree(order), share) for order, share in found.grouped()], hosted=hosted
+    )
     busy = {"ring": wiring.folded(load / slowest) if slowest else {}, "tree": tree.busy}
     port = found.inside.port_bytes_per_s
     switched = _switched(wiring, found) if port > 0 and ranks > 1 else {}
@@ -168,6 +173,7 @@ def fabric(
         assumed=tuple(sorted(kind for kind in kinds if kind not in rates)),
         most=int(np.bincount(wiring.host).max()),
         wiring=wiring,
+        inside_faster=scale.get(found.inside.kind, 1.0),
         busy=busy,
         switched=switched,
     )
@@ -179,7 +185,7 @@ def _one_node(wiring: Wiring, resources: Numbers) -> Numbers:
     return np.unique(np.where(resources < inside, resources % wiring.size, inside))
 
 
-def load_of(wiring: Wiring, parts: Sequence[tuple[Steps, float]]) -> Load:
+def load_of(wiring: Wiring, parts: Sequence[tuple[Steps, float]], *, hosted: bool = False) -> Load:
     """Return what algorithms that run at the same time ask of the links, each with its share of the buffer.
 
     Step by step, all parts' messages at once; a step takes as long as its fullest link. That is what max-min sharing
@@ -194,7 +200,7 @@ def load_of(wiring: Wiring, parts: Sequence[tuple[Steps, float]]) -> Load:
         nbytes = np.concatenate(
             [pattern.bytes_share * share for pattern, (_, share) in zip(together, parts, strict=True)]
         )
-        load = together[0].repeat * wiring.load_s(wiring.routes(source, target), nbytes)
+        load = together[0].repeat * wiring.load_s(wiring.routes(source, target, hosted=hosted), nbytes)
         seconds += float(load.max(initial=0.0))
         near_s += float(load[:inside].max(initial=0.0))
         far_s += float(load[inside:].max(initial=0.0))

@@ -151,7 +151,7 @@ def _ring(kind: CollectiveKind, fabric: Fabric, library: Library, protocol: Prot
         latency_us *= PLATEAU
     rate = _capped(fabric.ring_bytes_per_s * protocol.efficiency, protocol, nodes)
     share = bus_share(kind, ranks)
-    channel = _of_nodes(protocol.channel_bytes_per_s, nodes)
+    channel = _channel(protocol.channel_bytes_per_s, protocol, fabric)
     return Candidate(
         f"ring/{protocol.name}",
         1e-6 * latency_us,
@@ -179,7 +179,7 @@ def _tree(fabric: Fabric, library: Library, protocol: Protocol) -> Candidate:
     most = _capped(float("inf"), protocol, nodes) / 2
     rate = min(share * fabric.tree_bytes_per_s, most)
     expected = min(share * fabric.ring_bytes_per_s / 2, most) if nodes == 1 else rate
-    channel = _of_nodes(protocol.tree_channel_bytes_per_s, nodes)
+    channel = _channel(protocol.tree_channel_bytes_per_s, protocol, fabric)
     return Candidate(
         f"tree/{protocol.name}",
         1e-6 * latency_us,
@@ -230,6 +230,11 @@ def _hop(protocol: Protocol, kind: str) -> tuple[float, float]:
 def _of_nodes(rates: Sequence[float], nodes: int) -> float:
     """Return the one of up to three rates that is for one node, two, or more; 0 for none."""
     return rates[min(nodes, len(rates), 3) - 1] if rates else 0.0
+
+
+def _channel(rates: Sequence[float], protocol: Protocol, fabric: Fabric) -> float:
+    """Return what a channel moves at most: with faster links that much more, but for LL, as NCCL would open more."""
+    return _of_nodes(rates, fabric.nodes) * (1.0 if protocol.name == "LL" else max(1.0, fabric.inside_faster))
 
 
 def _capped(rate: float, protocol: Protocol, nodes: int) -> float:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from rich.console import RenderableType
 from rich.text import Text
 
-from simgd import catalogue, files, profilereport, report, runreport
+from simgd import catalogue, files, profilereport, report, runreport, simgrid
 from simgd.errors import ClusterError, FileError, SimgdError, UnknownNameError, unknown
 from simgd.fabrics import Fabric
 from simgd.network import Network
@@ -94,6 +94,14 @@ def as_file(name: str, values: Sequence[Shown]) -> str:
     if isinstance(value, (Workload, Cluster)):
         return files.to_toml(value).decode()
     raise SimgdError(f"{name}: only workloads and clusters are TOML files; profiles and schedules are JSON")
+
+
+def as_platform(name: str, values: Sequence[Shown]) -> str:
+    """Return the cluster among *values*, or that of a profile, as a platform file of SimGrid."""
+    for value in values:
+        if isinstance(value, (Cluster, Profile)):
+            return simgrid.platform(value if isinstance(value, Cluster) else value.cluster)
+    raise ClusterError(f"{name}: only a cluster or a profile is a platform for SimGrid")
 
 
 def table(value: Shown, among: Sequence[Shown] = ()) -> RenderableType:

@@ -142,7 +142,7 @@ def platform(cluster: Cluster) -> str:
     lines += [_link(name, link) for name, link in zip(names, links, strict=True)]
     longer = _longer(vertices, links)
     if any(longer):
-        lines.append(f'    <link id="{PAD}" bandwidth="1e24Bps" latency="0s" sharing_policy="FATPIPE"/>')
+        lines.append(f'    <link id="{PAD}" bandwidth="1e21Bps" latency="0s" sharing_policy="FATPIPE"/>')
     for name, link, pads in zip(names, links, longer, strict=True):
         direction = ' direction="UP"' if link.duplex == "full" else ""
         a, b = link.ends

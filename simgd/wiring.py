@@ -71,10 +71,11 @@ class Wiring:
             capacity.append(self.net.cables * self.cable_bytes_per_s)
         self.capacity: Reals = np.concatenate(capacity)
 
-    def routes(self, source: Numbers, target: Numbers) -> Routes:
+    def routes(self, source: Numbers, target: Numbers, *, hosted: bool = False) -> Routes:
         """Return what messages from ranks *source* to ranks *target* cross.
 
-        A number of a rank or more is the NVSwitches of the other end's node.
+        A number of a rank or more is the NVSwitches of the other end's node. *hosted* messages between devices of one
+        host pass through that, whatever else joins them.
         """
         found: list[Routes] = []
         many = len(self.cluster.devices)
@@ -92,7 +93,8 @@ class Wiring:
         for code in np.unique(pair[near]):
             a, b = divmod(int(code), many)
             if a != b:
-                way = self.inside.between(self.cluster.devices[a], self.cluster.devices[b])
+                ends = (self.cluster.devices[a], self.cluster.devices[b])
+                way = (self.inside.hosted(*ends) if hosted else None) or self.inside.between(*ends)
                 which = np.flatnonzero(near & (pair == code))
                 found.append(self._inside(way, between[which], self.node[source[which]]))
         far = np.flatnonzero(~near)

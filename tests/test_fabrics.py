@@ -8,12 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
-from simgd import fabrics, files
+from simgd import files
 from simgd.errors import ClusterError
 from simgd.fabrics import Place, fabric, placement, resized
 from simgd.rings import best_rings
 from simgd.topology import Cluster, Device, Interconnect, Link, VertexKind
 from simgd.units import Bytes, FlopRate, Rate, Seconds
+from simgd.wiring import NOMINAL_SHARE
 
 CLUSTERS = Path(__file__).parent.parent / "simgd" / "data" / "clusters"
 
@@ -200,7 +201,7 @@ def test_a_larger_fat_tree_has_more_switches_to_cross() -> None:
 def test_rates_that_nobody_gave_are_a_share_of_nominal_ones_and_named() -> None:
     cluster = shipped("dgx1-p100")
     found = fabric(cluster, placement(cluster, 2))
-    assert found.ring_bytes_per_s == pytest.approx(fabrics.NOMINAL_SHARE * 20e9)
+    assert found.ring_bytes_per_s == pytest.approx(NOMINAL_SHARE * 20e9)
     assert found.assumed == ("nvlink",)
     assert fabric(cluster, placement(cluster, 2), ONES).assumed == ()
 

@@ -153,7 +153,7 @@ def test_the_shipped_profile_is_completed_by_what_was_imported(tmp_path: Path) -
             FileError,
             "does not say which collective was measured; it must be one of all_reduce, reduce_",
         ),
-        ([f"{NCCL}:kind=all_to_all", V100], None, FileError, "kind=all_to_all: must be one of all_reduce"),
+        ([f"{NCCL}:kind=all_for_one", V100], None, FileError, "kind=all_for_one: must be one of all_reduce"),
         (
             [f"{NCCL}:kind=all_reduce,ranks=8", V100],
             None,

