@@ -246,7 +246,7 @@ class _Reader:
         name, routing = self._needed(tag, given, "id"), self._needed(tag, given, "routing")
         if routing.lower() not in _ROUTINGS:
             raise FileError(
-                f"{self._told(tag, given)}: routing {routing[:20]!r} is not read; Full, Floyd and Dijkstra are"
+                f"{self._told(tag, given)}: routing {routing[:20]!r} is not read; Full, Floyd, Dijkstra and Cluster are"
             )
         zone = _Zone(name=name, routing=routing.lower())
         if zone.routing == "cluster":

@@ -61,6 +61,7 @@ class Fabric:
     assumed: tuple[str, ...]
     most: int
     wiring: Wiring
+    channels: Channels
     inside_faster: float = 1.0
     inside_extra_s: float = 0.0
     net_later_s: float = 0.0
@@ -173,6 +174,7 @@ def fabric(
         assumed=tuple(sorted(kind for kind in kinds if kind not in rates)),
         most=int(np.bincount(wiring.host).max()),
         wiring=wiring,
+        channels=found,
         inside_faster=scale.get(found.inside.kind, 1.0),
         busy=busy,
         switched=switched,

@@ -17,7 +17,7 @@ What it leaves out
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -130,11 +130,15 @@ class Algorithms:
         """Return the cost of the algorithm that the library chooses."""
         if self.ranks == 1:
             return Cost(0.0, 0.0, "none")
-        names: Iterable[str] = self.rounds
-        if self.kind == "all_reduce" and self.choice != "fastest":
-            names = [mpich(nbytes) if self.choice == "mpich" else open_mpi(self.ranks, nbytes)]
-        name, time = min(((name, self._seconds(name, messages, nbytes)) for name in names), key=lambda found: found[1])
+        name = self.chosen(messages, nbytes)
+        time = self._seconds(name, messages, nbytes)
         return Cost(time, min(self._seconds(name, messages, 0.0), time), name.replace("_", " "))
+
+    def chosen(self, messages: Messages, nbytes: float) -> str:
+        """Return the name of the algorithm that the library chooses."""
+        if self.kind == "all_reduce" and self.choice != "fastest":
+            return mpich(nbytes) if self.choice == "mpich" else open_mpi(self.ranks, nbytes)
+        return min(self.rounds, key=lambda name: self._seconds(name, messages, nbytes))
 
     def _seconds(self, name: str, messages: Messages, nbytes: float) -> float:
         return sum(messages.seconds(one, nbytes) for one in self.rounds[name])

@@ -64,6 +64,9 @@ class Candidate(NamedTuple):
     The other fields are what the formula leaves out: `channels` that take `channel_s_per_byte` each, as many as get
     `least` bytes; a `tail` (bytes of a channel's last chunk at most, seconds for each byte, number of parts of a
     channel's bytes); NVLS's rounds of `round_s`, whose full chunks make `round_bytes`. 0 where nothing is known.
+
+    For the flows of its steps one by one (`transfers`): `latency_s` is `base_s` and hops, of which one takes `hops_s`
+    inside a node and between nodes; `steps_s_per_byte` is what the steps ask of the links without any overhead.
     """
 
     algorithm: str
@@ -78,6 +81,9 @@ class Candidate(NamedTuple):
     tail: tuple[float, float, float] = (0.0, 0.0, 1.0)
     round_s: float = 0.0
     round_bytes: float = 0.0
+    base_s: float = 0.0
+    hops_s: tuple[float, float] = (0.0, 0.0)
+    steps_s_per_byte: float = 0.0
 
     def estimate_s(self, nbytes: float) -> float:
         """Return the time that NCCL's tuning model expects."""
@@ -85,16 +91,30 @@ class Candidate(NamedTuple):
 
     def seconds(self, nbytes: float) -> float:
         """Return the time of a message."""
-        time = self._volume_s(nbytes, self.s_per_byte)
+        moving_s = max(self.volume_s(nbytes), self.channels_s(nbytes))
+        return self.kernel_s + self.latency_s + moving_s + self.extra_s(nbytes)
+
+    def volume_s(self, nbytes: float) -> float:
+        """Return how long the links are busy."""
+        return self._volume_s(nbytes, self.s_per_byte)
+
+    def channels_s(self, nbytes: float) -> float:
+        """Return how long the channels in use are busy."""
+        return nbytes / self._used(nbytes) * self.channel_s_per_byte if self.channels else 0.0
+
+    def extra_s(self, nbytes: float) -> float:
+        """Return what the last chunk and the rounds of NVLS add."""
+        time = 0.0
         if self.channels:
-            used = min(self.channels, max(1.0, nbytes / self.least)) if self.least else self.channels
-            time = max(time, nbytes / used * self.channel_s_per_byte)
             chunk, s_per_byte, parts = self.tail
-            time += min(chunk, nbytes / (used * parts)) * s_per_byte
+            time += min(chunk, nbytes / (self._used(nbytes) * parts)) * s_per_byte
         if self.round_bytes:
             halvings = sum(nbytes < times * self.round_bytes for times in NVLS_HALVED_BELOW)
             time += self.round_s * nbytes / (self.round_bytes / 2**halvings)
-        return self.kernel_s + self.latency_s + time
+        return time
+
+    def _used(self, nbytes: float) -> float:
+        return min(self.channels, max(1.0, nbytes / self.least)) if self.least else self.channels
 
     def _volume_s(self, nbytes: float, s_per_byte: float) -> float:
         time = nbytes * s_per_byte
@@ -133,9 +153,14 @@ def unknown(kind: CollectiveKind, fabric: Fabric, step_s: float) -> Candidate:
     return Candidate("ring", steps * step_s, bus_share(kind, fabric.ranks) / fabric.ring_bytes_per_s)
 
 
+def chosen(found: Sequence[Candidate], nbytes: float) -> Candidate:
+    """Return the candidate that NCCL's own formula finds fastest for a message; the earlier of two equal ones."""
+    return min(found, key=lambda candidate: candidate.estimate_s(nbytes))
+
+
 def cheapest(found: Sequence[Candidate], nbytes: float) -> Cost:
-    """Return the cost of the candidate that NCCL chooses for a message; the earlier of two equal ones."""
-    best = min(found, key=lambda candidate: candidate.estimate_s(nbytes))
+    """Return the cost of the candidate that NCCL chooses for a message."""
+    best = chosen(found, nbytes)
     return Cost(best.seconds(nbytes), best.kernel_s + best.latency_s, best.algorithm)
 
 
@@ -146,9 +171,8 @@ def _ring(kind: CollectiveKind, fabric: Fabric, library: Library, protocol: Prot
     crossing = turns * (nodes - 1)
     inside_us = max(0.0, _hop(protocol, fabric.inside)[0] + 1e6 * fabric.inside_extra_s)
     net_us = _hop(protocol, "net")[0] + 1e6 * fabric.net_extra_s
-    latency_us = protocol.base_ring_us + (steps - crossing) * inside_us + crossing * net_us
-    if nodes > 1 and kind == "all_reduce" and protocol.name == "Simple":
-        latency_us *= PLATEAU
+    plateau = PLATEAU if nodes > 1 and kind == "all_reduce" and protocol.name == "Simple" else 1.0
+    latency_us = plateau * (protocol.base_ring_us + (steps - crossing) * inside_us + crossing * net_us)
     rate = _capped(fabric.ring_bytes_per_s * protocol.efficiency, protocol, nodes)
     share = bus_share(kind, ranks)
     channel = _channel(protocol.channel_bytes_per_s, protocol, fabric)
@@ -160,6 +184,9 @@ def _ring(kind: CollectiveKind, fabric: Fabric, library: Library, protocol: Prot
         channel_s_per_byte=share / channel if channel else 0.0,
         least=max(protocol.least_bytes, ranks * protocol.least_bytes_a_rank),
         tail=(protocol.chunk, 1 / channel, float(ranks)) if channel else (0.0, 0.0, 1.0),
+        base_s=1e-6 * plateau * protocol.base_ring_us,
+        hops_s=(1e-6 * plateau * inside_us, 1e-6 * plateau * net_us),
+        steps_s_per_byte=share / fabric.ring_bytes_per_s,
     )
 
 
@@ -189,6 +216,9 @@ def _tree(fabric: Fabric, library: Library, protocol: Protocol) -> Candidate:
         channels=library.channels if channel else 0,
         channel_s_per_byte=2 / channel if channel else 0.0,
         least=protocol.least_bytes,
+        base_s=1e-6 * protocol.base_tree_us,
+        hops_s=(1e-6 * inside_us, 1e-6 * net_us),
+        steps_s_per_byte=1 / fabric.tree_bytes_per_s,
     )
 
 
@@ -210,6 +240,9 @@ def _nvls(kind: CollectiveKind, fabric: Fabric, library: Library, protocol: Prot
             max(offered.inside_s_per_byte / protocol.efficiency, offered.net_s_per_byte),
             round_s=1e-6 * max(0.0, simple + 1e6 * fabric.inside_extra_s),
             round_bytes=library.nvls_channels * fabric.most * NVLS_CHUNK,
+            base_s=1e-6 * (protocol.base_ring_us + inside_us),
+            hops_s=(0.0, 1e-6 * net_us),
+            steps_s_per_byte=offered.s_per_byte,
         )
     ]
 
@@ -218,8 +251,16 @@ def _direct(kind: CollectiveKind, fabric: Fabric, protocol: Protocol) -> Candida
     """Return sends and receives that all happen at once: one hop."""
     hop = _hop(protocol, "net" if fabric.nodes > 1 else fabric.inside)[0]
     extra_s = fabric.net_extra_s if fabric.nodes > 1 else fabric.inside_extra_s
-    latency_s = max(0.0, 1e-6 * (protocol.base_ring_us + hop) + extra_s)
-    return Candidate("direct", latency_s, fabric.direct(kind).s_per_byte / protocol.efficiency)
+    base_s, hop_s = 1e-6 * protocol.base_ring_us, max(0.0, 1e-6 * hop + extra_s)
+    steps_s_per_byte = fabric.direct(kind).s_per_byte
+    return Candidate(
+        "direct",
+        base_s + hop_s,
+        steps_s_per_byte / protocol.efficiency,
+        base_s=base_s,
+        hops_s=(hop_s, hop_s),
+        steps_s_per_byte=steps_s_per_byte,
+    )
 
 
 def _hop(protocol: Protocol, kind: str) -> tuple[float, float]:

@@ -17,23 +17,27 @@ Precedence, from strong to weak
     measured collectives as on modelled ones: the model's ratio times what was measured.
 
 What it leaves out
-    Traffic of other jobs; `transfers` simulates it flow by flow.
+    Traffic of other jobs, but for `Network.together`, which simulates several collectives flow by flow.
 """
 
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
+import numpy as np
 
-from simgd import fabrics, mpi, nccl
+from simgd import fabrics, mpi, nccl, transfers
 from simgd.collectives import Cost
 from simgd.errors import ClusterError, ProfileError
+from simgd.interconnects import Numbers
 from simgd.profile import CollectiveKind, Curve, Fit, Origin, Profile, weakest
 from simgd.topology import Cluster
+from simgd.transfers import Copy, Transfer
 from simgd.units import Rate
+from simgd.wiring import Wiring
 
 #: 90 % interval of the model. Against published NCCL curves (8 A100, 12 V100 of a DGX-2, 8 H100) it is within 0.25
 #: where bandwidth rules, but 0.6-0.8 too fast for small messages: NCCL's own latencies leave out launching and
@@ -82,6 +86,9 @@ class Demand:
 #: A link that is less busy than this while a collective runs hinders no other one.
 LEAST_USE = 0.02
 
+#: How closely a collective is looked at: one cost by its steps, or each message.
+Fidelity = Literal["collectives", "flows"]
+
 _Model = Callable[[float], Cost]
 
 
@@ -108,10 +115,19 @@ def nominal(cluster: Cluster) -> dict[str, tuple[float, float]]:
     return found
 
 
+class _Modelled(NamedTuple):
+    """A model of one kind of collective on one set of places: its cost by message size, with the flows of which it is
+    made, and its origin."""
+
+    cost: _Model
+    transfer: Callable[[float, Wiring | None, Numbers | None], Transfer]
+    origin: Origin
+
+
 class _Prepared(NamedTuple):
     """All that calls of one kind on one set of places have in common: only the message size is left to vary."""
 
-    model: _Model
+    model: _Modelled
     correction: _Correction
     path: str
     busy: Mapping[str, Mapping[str, float]]
@@ -122,12 +138,14 @@ class _Prepared(NamedTuple):
 class Network:
     """The network of *cluster* with the costs of *profile*; `link_scale` makes kinds of links faster or slower.
 
-    A CPU cluster has as many nodes as ranks are asked for; see `fabrics.placement`.
+    A CPU cluster has as many nodes as ranks are asked for; see `fabrics.placement`. The time of a collective is one
+    cost by its algorithm's steps, or with *fidelity* "flows" that of its messages one by one (`transfers`).
     """
 
     cluster: Cluster
     profile: Profile
     link_scale: Mapping[str, float] = field(default_factory=dict)
+    fidelity: Fidelity = "collectives"
     _demands: dict[Call, Demand] = field(default_factory=dict, repr=False)
     _prepared: dict[tuple[CollectiveKind, int, tuple[int, ...] | None], _Prepared] = field(
         default_factory=dict, repr=False
@@ -177,12 +195,8 @@ class Network:
         key = (ranks, devices, None if scale is None else tuple(scale.items()))
         found = self._fabrics.get(key)
         if found is None:
-            rates = {entry.kind: entry.bytes_per_s for entry in self.profile.links}
             places = fabrics.placement(self.cluster, ranks, devices)
-            factors = self._scale() if scale is None else scale
-            # The rate of a kind that the profile says nothing of is a share of this cluster's, not of the profile's.
-            factors = {k: factor / (1.0 if k in rates else self._faster(k)) for k, factor in factors.items()}
-            found = fabrics.fabric(self.cluster, places, rates, factors)
+            found = fabrics.fabric(self.cluster, places, *self._rates(self._scale() if scale is None else scale))
             if scale is None:
                 later = self._later(found.inside)
                 net = self.cluster.interconnect.kind if self.cluster.interconnect is not None else ""
@@ -223,13 +237,12 @@ class Network:
         )
 
     def _demand(self, call: Call) -> Demand:
-        kind, nbytes, ranks, devices = call
-        if nbytes < 0:
-            raise ProfileError(f"{kind} of {nbytes} bytes: a message has 0 bytes or more")
-        prepared = self._prepared.get((kind, ranks, devices))
-        if prepared is None:
-            prepared = self._prepared[kind, ranks, devices] = self._prepare(kind, ranks, devices)
-        cost = prepared.model(nbytes)
+        nbytes, ranks = call.nbytes, call.ranks
+        prepared = self._prepared_for(call)
+        cost = prepared.model.cost(nbytes)
+        if self.fidelity == "flows" and ranks > 1:
+            (seconds,) = transfers.seconds([prepared.model.transfer(nbytes, None, None)])
+            cost = Cost(seconds, min(cost.latency_s, seconds), cost.algorithm)
         factor, origin, uncertainty, extrapolated = prepared.correction(nbytes)
         if prepared.latency_doubt:
             uncertainty += prepared.latency_doubt * cost.latency_s / cost.seconds
@@ -244,13 +257,63 @@ class Network:
             path=prepared.path,
         )
 
+    def _prepared_for(self, call: Call) -> _Prepared:
+        kind, nbytes, ranks, devices = call
+        if nbytes < 0:
+            raise ProfileError(f"{kind} of {nbytes} bytes: a message has 0 bytes or more")
+        prepared = self._prepared.get((kind, ranks, devices))
+        if prepared is None:
+            prepared = self._prepared[kind, ranks, devices] = self._prepare(kind, ranks, devices)
+        return prepared
+
+    def together(self, calls: Sequence[Call], copies: Sequence[Copy] = ()) -> tuple[float, ...]:
+        """Return the time of each of *calls*, all begun at once, flow by flow, while *copies* between hosts and devices
+        move as well.
+
+        Raises ClusterError as `demand` does, or if there are too many flows.
+        """
+        prepared = [self._prepared_for(call) for call in calls]
+        chosen = [fabrics.placement(self.cluster, call.ranks, call.devices) for call in calls]
+        copied = [fabrics.placement(self.cluster, 1, (copy.device,))[0] for copy in copies]
+        places = list(dict.fromkeys([*(place for places in chosen for place in places), *copied]))
+        number = {place: at for at, place in enumerate(places)}
+        wiring = Wiring(self.cluster, places, *self._rates(self._scale()))
+        running = [
+            one.model.transfer(call.nbytes, wiring, np.array([number[place] for place in each], np.int64))
+            for one, call, each in zip(prepared, calls, chosen, strict=True)
+        ]
+        others = [transfers.copied(wiring, number[place], copy) for place, copy in zip(copied, copies, strict=True)]
+        found = transfers.seconds(running, others)
+        return tuple(
+            seconds * one.correction(call.nbytes).factor
+            for seconds, one, call in zip(found, prepared, calls, strict=True)
+        )
+
+    def _rates(self, factors: Mapping[str, float]) -> tuple[dict[str, float], dict[str, float]]:
+        """Return what each kind of link reaches by the profile, and *factors* on that.
+
+        Of the network it may say so by its longest messages between two nodes. The rate of a kind that the profile says
+        nothing of is a share of this cluster's, not of the profile's.
+        """
+        rates = {entry.kind: entry.bytes_per_s for entry in self.profile.links}
+        table, joint = self.profile.point_to_point, self.cluster.interconnect
+        if table is not None and joint is not None and joint.kind not in rates:
+            (size, time), (longest, later) = table.points[-2:]
+            if later > time:
+                rates[joint.kind] = (longest - size) / (later - time)
+        return rates, {
+            kind: factor / (1.0 if kind in rates else self._faster(kind)) for kind, factor in factors.items()
+        }
+
     def _prepare(self, kind: CollectiveKind, ranks: int, devices: tuple[int, ...] | None) -> _Prepared:
         fabric = self._fabric(ranks, devices)
         if ranks == 1:
             nothing = Cost(0.0, 0.0, "none")
             exactly = _Ratio(1.0, "measured", 0.0, False)
-            return _Prepared(lambda nbytes: nothing, lambda nbytes: exactly, fabric.path, {})
-        model, origin = self._model(kind, ranks, devices)
+            alone = _Modelled(lambda nbytes: nothing, lambda *_: transfers.nothing(fabric.wiring), "measured")
+            return _Prepared(alone, lambda nbytes: exactly, fabric.path, {})
+        model = self._model(kind, ranks, devices)
+        origin = model.origin
         correction = None
         # a measured curve speaks of the first devices of each node, not of any that a user picks
         if devices is None or devices == self.spread(ranks, fabric.nodes):
@@ -268,15 +331,15 @@ class Network:
         ranks: int,
         devices: tuple[int, ...] | None,
         scale: Mapping[str, float] | None = None,
-    ) -> tuple[_Model, Origin]:
-        """Return the model's cost by message size, and its origin; *scale* as for `_fabric`."""
+    ) -> _Modelled:
+        """Return the model of a kind of collective; *scale* as for `_fabric`."""
         library = self.profile.library
         fabric = self._fabric(ranks, devices, scale)
         if library.name == "nccl" if library is not None else self.cluster.device.kind == "gpu":
             return self._nccl(kind, fabric)
         return self._mpi(kind, fabric, self._scale() if scale is None else scale)
 
-    def _nccl(self, kind: CollectiveKind, fabric: fabrics.Fabric) -> tuple[_Model, Origin]:
+    def _nccl(self, kind: CollectiveKind, fabric: fabrics.Fabric) -> _Modelled:
         library, memory = self.profile.library, self.profile.memory
         found: tuple[nccl.Candidate, ...] = ()
         if library is not None:
@@ -286,9 +349,13 @@ class Network:
         else:
             origin = "assumed"
             found = (nccl.unknown(kind, fabric, ASSUMED_STEP_S),)
-        return (lambda nbytes: nccl.cheapest(found, nbytes)), origin
 
-    def _mpi(self, kind: CollectiveKind, fabric: fabrics.Fabric, scale: Mapping[str, float]) -> tuple[_Model, Origin]:
+        def transfer(nbytes: float, wiring: Wiring | None, ranks: Numbers | None) -> Transfer:
+            return transfers.of_nccl(kind, nbytes, nccl.chosen(found, nbytes), fabric, wiring, ranks)
+
+        return _Modelled(lambda nbytes: nccl.cheapest(found, nbytes), transfer, origin)
+
+    def _mpi(self, kind: CollectiveKind, fabric: fabrics.Fabric, scale: Mapping[str, float]) -> _Modelled:
         library, table, joint = self.profile.library, self.profile.point_to_point, self.cluster.interconnect
         if table is not None:
             faster = scale.get(joint.kind, 1.0) if joint is not None else 1.0
@@ -309,7 +376,11 @@ class Network:
             else 0.0,
         )
         algorithms = mpi.Algorithms(kind, fabric.wiring, library.choice if library is not None else "fastest")
-        return (lambda nbytes: algorithms.cost(messages, nbytes)), origin
+
+        def transfer(nbytes: float, wiring: Wiring | None, ranks: Numbers | None) -> Transfer:
+            return transfers.of_mpi(nbytes, algorithms, messages, fabric, wiring, ranks)
+
+        return _Modelled(lambda nbytes: algorithms.cost(messages, nbytes), transfer, origin)
 
     def _correction(self, kind: CollectiveKind, ranks: int, nodes: int) -> _Correction | None:
         """Return measured / modelled by message size, from the strongest entry that the profile has; see above."""
@@ -339,7 +410,7 @@ class Network:
             return None
         for curve in self.profile.curves:
             if (curve.kind, curve.ranks, curve.nodes) == about:
-                ratio = _curve_ratio(curve, self._model(kind, ranks, devices, {})[0])
+                ratio = _curve_ratio(curve, self._model(kind, ranks, devices, {}).cost)
                 return _weakened(ratio) if self._moved() else ratio
         fits = [fit for fit in self.profile.fits if (fit.kind, fit.ranks, fit.nodes) == about]
         return self._fitted(kind, ranks, devices, fits) if fits else None
@@ -353,7 +424,7 @@ class Network:
         net, origin = self.cluster.interconnect, self.profile.cluster.interconnect
         crosses = fits[0].nodes > 1
         if not crosses or net is None or origin is None or net.kind != origin.kind:
-            ratio = _ratio_to(fits[-1], self._model(kind, ranks, devices, {})[0])
+            ratio = _ratio_to(fits[-1], self._model(kind, ranks, devices, {}).cost)
             return _weakened(ratio) if crosses or self._moved() else ratio
         there = float(origin.bandwidth)
         at: dict[float, Fit] = {}
@@ -365,13 +436,13 @@ class Network:
         exact = [rate for rate in rates if _same_rate(rate, wanted)]
         if exact or len(rates) == 1:
             rate = (exact or rates)[0]
-            ratio = _ratio_to(at[rate], self._model(kind, ranks, devices, {net.kind: rate / there})[0])
+            ratio = _ratio_to(at[rate], self._model(kind, ranks, devices, {net.kind: rate / there}).cost)
             # What a made-up `link_scale` does to a link follows from the model, and is no other place.
             moved = self._moved({net.kind: rate if len(rates) == 1 else float(net.bandwidth)})
             return _weakened(ratio) if moved else ratio
         place = min(max(bisect_right(rates, wanted), 1), len(rates) - 1)
         slow, fast = rates[place - 1], rates[place]
-        base = self._model(kind, ranks, devices, {net.kind: wanted / there})[0]
+        base = self._model(kind, ranks, devices, {net.kind: wanted / there}).cost
         ratio = _between_rates((slow, at[slow]), (fast, at[fast]), wanted, base)
         inside = slow < wanted < fast and not self._moved({net.kind: float(net.bandwidth)})
         return ratio if inside else _weakened(ratio)

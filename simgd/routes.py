@@ -127,6 +127,22 @@ class NodeRoutes:
         kinds = [edge.kind for edge in self._near[device]]
         return next((kind for kind in ("nvlink", "pcie", *kinds) if kind in kinds), "memory")
 
+    def memory(self, device: str, *, back: bool) -> Way:
+        """Return the way from *device* to the nearest socket, beside which the host's memory is; *back*: from there.
+
+        Raises ClusterError if there is none.
+        """
+        sockets = [name for name, kind in self.kinds.items() if kind == "socket"]
+        ways = [
+            way
+            for name in sockets
+            for ends in [(name, device) if back else (device, name)]
+            if (way := self.direct(*ends) or self.hosted(*ends)) is not None
+        ]
+        if not ways:
+            raise ClusterError(f"cluster {self.cluster.name!r}: {device} reaches no socket, and so no host's memory")
+        return min(ways, key=lambda way: len(way.resources))
+
     def is_full_duplex(self, resource: int) -> bool:
         """Say whether a resource is one direction of a link, and not both."""
         a, b = self.names[resource]

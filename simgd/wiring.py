@@ -93,8 +93,8 @@ class Wiring:
         for code in np.unique(pair[near]):
             a, b = divmod(int(code), many)
             if a != b:
-                ends = (self.cluster.devices[a], self.cluster.devices[b])
-                way = (self.inside.hosted(*ends) if hosted else None) or self.inside.between(*ends)
+                one, other = self.cluster.devices[a], self.cluster.devices[b]
+                way = (self.inside.hosted(one, other) if hosted else None) or self.inside.between(one, other)
                 which = np.flatnonzero(near & (pair == code))
                 found.append(self._inside(way, between[which], self.node[source[which]]))
         far = np.flatnonzero(~near)

@@ -234,7 +234,7 @@ GOOD = fabric(("S1:leaf", "H1:a mlx5_0"), ("S1:leaf", "H2:b mlx5_0"), ("S1:leaf"
     [
         (GOOD[: GOOD.rindex("[1]")], "line 4: leads to port 1 of 'spine', which lists no such cable; is"),
         (GOOD[: GOOD.index("Switch", 1)], "line 4: leads to port 1 of 'spine', which is not in the file; is the"),
-        (GOOD[: GOOD.rindex('"leaf"') - 20], "line 13: '[1]\\t\"S-000000000"),
+        (GOOD[: GOOD.rindex('"leaf"') - 20], "line 13: '[1]\\t\"S-0000"),
         (GOOD.replace("4xHDR", "4xABC", 1), "line 2: 4xABC is no known rate; widths are 1x, 2x, 4x, 8x, 12x"),
         (GOOD.replace("4xHDR", "3xHDR", 1), "line 2: 3xHDR is no known rate"),
         (GOOD.replace(" 4xHDR", "", 1), "line 2: says no width and speed such as 4xEDR"),
