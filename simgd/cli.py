@@ -116,14 +116,21 @@ def explain(
     wire: Wire = "fp32",
     devices: Devices = None,
     profile: Profiles = None,
+    plot: Annotated[Path | None, typer.Option(help="picture of the machine with how busy its links are")] = None,
     json: AsJson = False,
 ) -> None:
-    """Name what bounds one schedule, and what would move it."""
+    """Name what bounds one schedule, what would move it, and how busy each link is."""
     from simgd import explain as library
 
     machine, counts = _machine(on, profile, ranks, devices)
     job = _job(workload, batch, seq_len, optimizer, dtype, wire)
     found = [library.explain(machine.study(_schedule(schedule), job, count)) for count in counts]
+    if plot is not None:
+        from simgd import figures
+
+        last = found[-1]
+        title = f"{last.workload}, {last.schedule}, {last.ranks} ranks of {last.cluster}: how busy links are"
+        figures.topology(machine.cluster, plot, loads=library.directed(last.links), title=title)
     if json:
         _print_json({"explanations": found})
     else:
@@ -141,6 +148,13 @@ def collective(
     sizes: Annotated[str, typer.Option(help="64KiB,1MiB or 8B:1GiB:x2")] = "8B:1GiB:x8",
     measured: Annotated[Path | None, typer.Option(help="output of nccl-tests to compare with")] = None,
     devices: Devices = None,
+    fidelity: Annotated[
+        str, typer.Option(help="collectives: one cost each by its steps; flows: each message by itself")
+    ] = "collectives",
+    beside: Annotated[
+        list[str] | None,
+        typer.Option(help="at the same time: the same collective on other devices (4,5,6,7), or copies to each device"),
+    ] = None,
     profile: Profiles = None,
     json: AsJson = False,
 ) -> None:
@@ -150,6 +164,8 @@ def collective(
 
     if kind not in library.KINDS:
         raise unknown("collective", kind, library.KINDS)
+    if fidelity not in library.FIDELITIES:
+        raise unknown("fidelity", fidelity, library.FIDELITIES)
     if measured is not None:
         from calibration import nccl_tests
 
@@ -157,11 +173,13 @@ def collective(
         if ranks not in (None, str(found.ranks)) or devices is not None:
             raise ProfileError(f"{measured}: says which {found.ranks} ranks it ran on; leave --ranks and --devices out")
         machine, _ = _machine(on, profile, str(found.ranks), None)
-        network = machine.network()
+        network = machine.network(fidelity)
         rows = library.compared(network, nccl_tests.compare(found, network), found.kind, found.ranks)
     else:
         machine, counts = _machine(on, profile, ranks, devices)
-        rows = library.predicted(machine.network(), kind, counts, read_sizes(sizes), machine.devices)
+        jobs = [_beside(text) for text in beside or ()]
+        network = machine.network("flows" if jobs else fidelity)
+        rows = library.predicted(network, kind, counts, read_sizes(sizes), machine.devices, jobs)
     if json:
         _print_json({"collectives": rows})
     else:
@@ -608,6 +626,13 @@ def _check_outputs(*, trace: Path | None = None, plot: Path | None = None) -> No
 def _check_suffix(path: Path, right: tuple[str, ...], why: str) -> None:
     if not path.name.endswith(right):
         raise FileError(f"{path}: {why}; end the name in {' or '.join(right)}")
+
+
+def _beside(text: str) -> Any:
+    """Return a job that runs at the same time: "copies", or the devices of another collective."""
+    from simgd.units import counts as listed
+
+    return text if text == "copies" else listed(text, "--beside")
 
 
 def _machine(

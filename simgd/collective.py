@@ -1,23 +1,31 @@
-"""Collectives by message size, as nccl-tests tabulates them, predicted and beside a measurement."""
+"""Collectives by message size, as nccl-tests tabulates them, predicted, beside a measurement, and beside others."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from rich.table import Table
 
 from simgd.collectives import bus_bytes_per_s
 from simgd.files import Value
-from simgd.network import Call, Demand, Network
+from simgd.network import Call, Demand, Fidelity, Network
 from simgd.profile import CollectiveKind, Origin
 from simgd.texttable import table as empty_table
 from simgd.topology import Cluster
+from simgd.transfers import Copy
 from simgd.units import show_bytes, show_rate, show_seconds
 
 KINDS: tuple[CollectiveKind, ...] = get_args(CollectiveKind)
+FIDELITIES: tuple[Fidelity, ...] = get_args(Fidelity)
+
+#: What runs at the same time: the same collective on these devices, or a copy of as many bytes to each device.
+Job = tuple[int, ...] | Literal["copies"]
 
 
 class Row(Value, frozen=True, kw_only=True, omit_defaults=False):
-    """One collective of one size; the measured fields are None without a measurement. Bus bandwidth is nccl-tests'."""
+    """One collective of one size; the measured fields are None without a measurement. Bus bandwidth is nccl-tests'.
+
+    `beside_s` is its time while others run beside it, None without them.
+    """
 
     kind: CollectiveKind
     cluster: str
@@ -29,21 +37,40 @@ class Row(Value, frozen=True, kw_only=True, omit_defaults=False):
     origin: Origin
     uncertainty: float
     extrapolated: bool
+    beside_s: float | None = None
     measured_s: float | None = None
     relative_error: float | None = None
 
 
 def predicted(
-    network: Network, kind: CollectiveKind, ranks: Iterable[int], sizes: Sequence[int], devices: tuple[int, ...] | None
+    network: Network,
+    kind: CollectiveKind,
+    ranks: Iterable[int],
+    sizes: Sequence[int],
+    devices: tuple[int, ...] | None,
+    jobs: Sequence[Job] = (),
 ) -> tuple[Row, ...]:
-    """Return a row for each number of ranks and size; *devices* are the ones to use, in order."""
+    """Return a row for each number of ranks and size; *devices* are the ones to use, in order, while *jobs* run."""
     rows = []
     for count in ranks:
         chosen = devices[:count] if devices is not None else None
         for size in sizes:
-            demand = network.demand(Call(kind, size, count, chosen))
-            rows.append(_row(network.cluster, kind, count, size, demand))
+            call = Call(kind, size, count, chosen)
+            demand = network.demand(call)
+            beside_s = _beside_s(network, call, jobs) if jobs else None
+            rows.append(_row(network.cluster, kind, count, size, demand, beside_s=beside_s))
     return tuple(rows)
+
+
+def _beside_s(network: Network, call: Call, jobs: Sequence[Job]) -> float:
+    others = [Call(call.kind, call.nbytes, len(job), job) for job in jobs if job != "copies"]
+    copies = [
+        Copy(device, call.nbytes)
+        for job in jobs
+        if job == "copies"
+        for device in (call.devices if call.devices is not None else range(call.ranks))
+    ]
+    return network.together([call, *others], copies)[0]
 
 
 def compared(network: Network, comparisons: Iterable[Any], kind: CollectiveKind, ranks: int) -> tuple[Row, ...]:
@@ -69,6 +96,7 @@ def _row(
     nbytes: int,
     demand: Demand,
     *,
+    beside_s: float | None = None,
     measured_s: float | None = None,
     relative_error: float | None = None,
 ) -> Row:
@@ -83,6 +111,7 @@ def _row(
         origin=demand.origin,
         uncertainty=demand.uncertainty,
         extrapolated=demand.extrapolated,
+        beside_s=beside_s,
         measured_s=measured_s,
         relative_error=relative_error,
     )
@@ -90,9 +119,11 @@ def _row(
 
 def table(rows: Sequence[Row]) -> Table:
     """Return the rows as a table; ~ marks what rests on less than published costs."""
-    beside = any(row.measured_s is not None for row in rows)
+    beside = any(row.beside_s is not None for row in rows)
+    measured = any(row.measured_s is not None for row in rows)
     columns = ["ranks", "bytes", "size", "time", "bus bandwidth", "+-", "origin", "algorithm"]
-    made = empty_table(*columns, *(["measured", "error"] if beside else []), left=0)
+    columns += ["beside others", "slower by"] if beside else []
+    made = empty_table(*columns, *(["measured", "error"] if measured else []), left=0)
     for row in rows:
         mark = "~" if row.origin in ("modelled", "assumed") else ""
         cells = [
@@ -105,6 +136,9 @@ def table(rows: Sequence[Row]) -> Table:
             row.origin + (" (extrapolated)" if row.extrapolated else ""),
             row.algorithm,
         ]
+        if row.beside_s is not None:
+            slower = f"{100 * (row.beside_s / row.time_s - 1):+.1f} %" if row.time_s else "-"
+            cells += [show_seconds(row.beside_s), slower]
         if row.measured_s is not None and row.relative_error is not None:
             cells += [show_seconds(row.measured_s), f"{100 * row.relative_error:+.1f} %"]
         made.add_row(*cells)

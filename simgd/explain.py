@@ -3,6 +3,8 @@
 The critical cycle is exact without interference; the new periods of the what-ifs are simulated with it.
 """
 
+from collections.abc import Sequence
+
 from simgd import units
 from simgd.costs import host
 from simgd.files import Value
@@ -32,6 +34,18 @@ class Change(Value, frozen=True, kw_only=True, omit_defaults=False):
     gain: float
 
 
+class LinkUse(Value, frozen=True, kw_only=True, omit_defaults=False):
+    """How busy a directed link is, "a>b" ("a-b": both directions of a half-duplex one).
+
+    As a share of the iteration, and of the time that the collectives take, each alone. Equal nodes' links are one; a
+    NIC's cable leads to "network".
+    """
+
+    link: str
+    busy: float
+    busy_in_collectives: float
+
+
 class Explanation(Value, frozen=True, kw_only=True, omit_defaults=False):
     """Times in seconds; `critical_cycle_s` is the period without interference, a lower bound of `iteration_s`."""
 
@@ -47,6 +61,7 @@ class Explanation(Value, frozen=True, kw_only=True, omit_defaults=False):
     changes: tuple[Change, ...]
     path: str
     algorithms: tuple[str, ...]
+    links: tuple[LinkUse, ...]
     origins: dict[Part, Origin]
     repeats: bool
     steady_iterations: int
@@ -74,6 +89,36 @@ def binding_links(study: Studied) -> str:
     # Of several that bind alike the one that the network names as its path.
     kinds = sorted(link_kinds(study.prices.cluster), key=lambda kind: kind != study.priced.path)
     return max(kinds, key=swing, default=study.priced.path)
+
+
+def link_uses(study: Studied) -> tuple[LinkUse, ...]:
+    """Return how busy the collectives of *study* keep each link, the busiest first."""
+    busy_s: dict[str, float] = {}
+    whole_s = 0.0
+    for time in study.priced.timing.ops.values():
+        if time.use:
+            whole_s += time.run_ps / units.PS_PER_S
+            moving_s = (time.run_ps - time.latency_ps) / units.PS_PER_S
+            for link, share in time.use.items():
+                busy_s[link] = busy_s.get(link, 0.0) + share * moving_s
+    if not whole_s:
+        return ()
+    return tuple(
+        LinkUse(link=link, busy=seconds / study.period_s, busy_in_collectives=seconds / whole_s)
+        for link, seconds in sorted(busy_s.items(), key=lambda item: -item[1])
+    )
+
+
+def directed(links: Sequence[LinkUse]) -> dict[tuple[str, str], float]:
+    """Return how busy each direction of each link is in an iteration, by the vertices at its ends."""
+    found: dict[tuple[str, str], float] = {}
+    for use in links:
+        a, arrow, b = use.link.partition(">")
+        if not arrow:
+            a, _, b = use.link.partition("-")
+            found[b, a] = use.busy
+        found[a, b] = use.busy
+    return found
 
 
 def host_kinds(costs: Host) -> tuple[str, ...]:
@@ -121,6 +166,7 @@ def explain(study: Studied) -> Explanation:
         changes=tuple(changes),
         path=study.priced.path,
         algorithms=study.priced.algorithms,
+        links=link_uses(study),
         origins=dict(study.priced.origins),
         repeats=study.steady.repeats,
         steady_iterations=study.steady.iterations,

@@ -13,6 +13,7 @@ What it leaves out
     levels: beyond them only the latency grows.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -140,16 +141,16 @@ class Net:
         pod = place if self.spread else place // (self.up * self.core)
         return f"pod{pod} {'up' if sort == 4 else 'down'}"
 
-    def folded(self, values: npt.NDArray[np.float64]) -> dict[str, float]:
-        """Return the largest of *values*, one for each resource, of all nodes' NICs of one number, and of every sort of
-        cable between switches, by name; zeros are left out."""
+    def folded(self, values: npt.NDArray[np.float64], nics: Sequence[str]) -> dict[str, float]:
+        """Return the largest of *values*, one for each resource, of all nodes' NICs of one number, which are called
+        *nics*, and of every sort of cable between switches, by name; zeros are left out."""
         found: dict[str, float] = {}
         for sort, (first, end) in enumerate(zip(self.first, self.first[1:], strict=False)):
             part = values[first:end]
             if sort < 2:
                 by_nic = part.reshape(-1, self.nics).max(axis=0)
-                arrow = "nic{}>switch" if sort == 0 else "switch>nic{}"
-                found |= {arrow.format(nic): float(by_nic[nic]) for nic in np.flatnonzero(by_nic)}
+                arrow = "{}>network" if sort == 0 else "network>{}"
+                found |= {arrow.format(nics[nic]): float(by_nic[nic]) for nic in np.flatnonzero(by_nic).tolist()}
             elif part.max(initial=0.0) > 0:
                 groups = "group>group" if self.between else ("switch>core", "core>switch")[sort % 2]
                 found[("switch>spine", "spine>switch")[sort % 2] if sort < 4 else groups] = float(part.max())

@@ -20,7 +20,7 @@ from simgd.costs import LayerCosts, peak_memory_bytes
 from simgd.errors import ProfileError, ScheduleError
 from simgd.files import Value, check_positive
 from simgd.job import Job
-from simgd.network import Network
+from simgd.network import Fidelity, Network
 from simgd.plan import WIRE, plan
 from simgd.pricing import AS_IT_IS, Part, Priced, Prices, WhatIf
 from simgd.profile import Origin, Profile
@@ -181,9 +181,9 @@ class Machine:
             self._plans[key] = found
         return found
 
-    def network(self) -> Network:
+    def network(self, fidelity: Fidelity = "collectives") -> Network:
         """Return what collectives cost on this machine."""
-        return Network(self.cluster, self.profile)
+        return Network(self.cluster, self.profile, fidelity=fidelity)
 
     def study(self, schedule: str | Schedule, job: Job, ranks: int, what_if: WhatIf = AS_IT_IS) -> Studied:
         """Plan, check, price and simulate one schedule."""

@@ -3,19 +3,22 @@
 from collections.abc import Iterable, Sequence
 
 from rich.console import Group, RenderableType
+from rich.table import Table
 from rich.text import Text
 
-from simgd.explain import Explanation
+from simgd.explain import Explanation, LinkUse
 from simgd.fabrics import Fabric
 from simgd.predict import Prediction
 from simgd.texttable import Fitting, table
-from simgd.topology import Cluster
+from simgd.topology import Cluster, Link
 from simgd.units import show_bytes, show_rate, show_seconds
 from simgd.workload import Workload
 
 #: A critical cycle has hundreds of steps; the table shows the longest ones.
 SHOWN_STEPS = 12
 
+#: Of a machine with more links, those that are alike stand in one row.
+SHOWN_LINKS = 80
 
 #: What gains less stands in one line under the table.
 LEAST_GAIN = 0.0001
@@ -144,7 +147,21 @@ def explanation(found: Explanation) -> RenderableType:
         sections.append(Text(f"less than {100 * LEAST_GAIN:g} % from: {', '.join(idle)}"))
     if found.path:
         sections.append(Text(f"collectives cross {found.path}: {', '.join(found.algorithms)}"))
+    if found.links:
+        sections += [Text(), _links(found.links)]
     return Group(*sections)
+
+
+def _links(links: Sequence[LinkUse]) -> Table:
+    """Return how busy links are, those that are alike in one row."""
+    made = table("busiest links", "alike", "busy in the iteration", "while collectives run", left=1)
+    alike: dict[tuple[str, str], list[str]] = {}
+    for use in links:
+        shares = (f"{100 * use.busy:.1f} %", f"{100 * use.busy_in_collectives:.1f} %")
+        alike.setdefault(shares, []).append(use.link)
+    for shares, names in list(alike.items())[:SHOWN_STEPS]:
+        made.add_row(names[0] if len(names) == 1 else f"{names[0]} ... {names[-1]}", str(len(names)), *shares)
+    return made
 
 
 def workload(value: Workload) -> RenderableType:
@@ -185,16 +202,29 @@ def cluster(value: Cluster, fabric: Fabric | None) -> RenderableType:
     if value.interconnect is not None:
         net = value.interconnect
         lines.append(
-            f"{len(value.nics)} NICs a node, {net.kind} {8e-9 * net.bandwidth:.0f} Gb/s each, fat tree of "
-            f"{net.ports}-port switches"
+            f"{len(value.nics)} NICs a node, {net.kind} {8e-9 * net.bandwidth:.0f} Gb/s each, "
+            f"{'fat tree' if net.topology == 'fat_tree' else 'dragonfly+'} of {net.ports}-port switches"
+            + (f", oversubscription {net.oversubscription:g}" if net.oversubscription != 1 else "")
         )
     if fabric is not None:
         lines.append(
             f"rings through all devices: {show_rate(fabric.ring_bytes_per_s)} in all, limited by {fabric.path}"
         )
-    made = table("link", "kind", "cables", "each way", left=2)
-    for link in value.links:
-        made.add_row("-".join(link.ends), link.kind, str(link.count), show_rate(link.bandwidth * link.count))
+    made = table("link", "alike", "kind", "cables", "each way", left=1)
+    alike: dict[tuple[object, ...], list[Link]] = {}
+    for at, link in enumerate(value.links):
+        ends = sorted(value.vertices[end] for end in link.ends)
+        key = (*ends, link.kind, link.count, link.bandwidth) if len(value.links) > SHOWN_LINKS else (at,)
+        alike.setdefault(key, []).append(link)
+    for links in alike.values():
+        first, last = ("-".join(link.ends) for link in (links[0], links[-1]))
+        made.add_row(
+            first if len(links) == 1 else f"{first} ... {last}",
+            str(len(links)),
+            links[0].kind,
+            str(links[0].count),
+            show_rate(links[0].bandwidth * links[0].count),
+        )
     head = f"{value.name}: {value.description}" if value.description else value.name
     sources = [text for text in (value.source, device.source) if text]
     return Group(

@@ -163,7 +163,7 @@ class Wiring:
         links = values[:inside].reshape(len(self.nodes), self.size).max(axis=0, initial=0.0)
         found = {self.link_name(link): float(links[link]) for link in np.flatnonzero(links).tolist()}
         if self.net is not None:
-            found |= self.net.folded(values[inside:])
+            found |= self.net.folded(values[inside:], self.cluster.nics)
         return found
 
     def link_name(self, link: int) -> str:
