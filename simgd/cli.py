@@ -129,7 +129,7 @@ def explain(
         from simgd import figures
 
         last = found[-1]
-        title = f"{last.workload}, {last.schedule}, {last.ranks} ranks of {last.cluster}: how busy links are"
+        title = f"{last.workload}, {last.schedule}, {last.ranks} ranks of {last.cluster}: links while collectives run"
         figures.topology(machine.cluster, plot, loads=library.directed(last.links), title=title)
     if json:
         _print_json({"explanations": found})

@@ -110,14 +110,14 @@ def link_uses(study: Studied) -> tuple[LinkUse, ...]:
 
 
 def directed(links: Sequence[LinkUse]) -> dict[tuple[str, str], float]:
-    """Return how busy each direction of each link is in an iteration, by the vertices at its ends."""
+    """Return how busy each direction of each link is while collectives run, by the vertices at its ends."""
     found: dict[tuple[str, str], float] = {}
     for use in links:
         a, arrow, b = use.link.partition(">")
         if not arrow:
             a, _, b = use.link.partition("-")
-            found[b, a] = use.busy
-        found[a, b] = use.busy
+            found[b, a] = use.busy_in_collectives
+        found[a, b] = use.busy_in_collectives
     return found
 
 

@@ -6,7 +6,8 @@ Model
     of those has k/2 cables to the core. It has one level while all NICs fit one switch, two while every lowest switch
     fits the upper ones, else three. A dragonfly+ has groups like pods, and cables from every group to every other.
     Static routing picks, going up, the cable by the destination's number (d mod k, as InfiniBand's fat-tree routing
-    does); adaptive routing spreads a message over all of them, so that they are one wide cable here.
+    does), counted through one lowest switch after another, so that the NICs of one are reached over different cables;
+    adaptive routing spreads a message over all of them, so that they are one wide cable here.
 
 What it leaves out
     Longer ways around a full cable (a dragonfly's detours), congestion that spreads back, and trees of more than three
@@ -39,7 +40,7 @@ class Net:
     `cables` is the number of cables that each resource stands for, in one direction. Resources are in this order: from
     every NIC, to every NIC, from and to every lowest switch, from and to every pod (between pods in a dragonfly+).
 
-    Raises ClusterError if the groups of a dragonfly+ have too few ports to be joined with each other.
+    Raises ClusterError if the groups of a dragonfly+ have too few ports for their NICs, or to be joined with each other.
     """
 
     def __init__(self, net: Interconnect, nodes: int, nics: int, routing: str) -> None:
@@ -50,15 +51,18 @@ class Net:
         up = ports - self.down
         self.single = size <= ports and not (dragonfly and net.group)
         self.rails = nics if net.rails == "optimised" and not self.single else 1
-        leaves = 1 if self.single else self.rails * -(-nodes * (nics // self.rails) // self.down)
+        joined = self.rails == 1 and nics <= self.down
+        #: NICs below a lowest switch; where NICs of a node are joined, those of as many nodes as fit.
+        self.filled = self.down // nics * nics if joined else self.down
+        leaves = 1 if self.single else self.rails * -(-nodes * (nics // self.rails) // self.filled)
         half = max(1, ports // 2)
-        self.leaves_a_pod = -(-net.group // self.down) if dragonfly and net.group else half
+        self.leaves_a_pod = -(-net.group // self.filled) if dragonfly and net.group else half
         if not dragonfly and leaves <= ports:
             self.leaves_a_pod = leaves
         pods = -(-leaves // self.leaves_a_pod)
         core = ports - self.leaves_a_pod if dragonfly else half
-        levels, room = 3, 2 * half**2 * self.down
-        while room < size and levels < 9:
+        levels, room = 3, 2 * half**2
+        while room < leaves and levels < 9:
             levels, room = levels + 1, room * half
         #: Switches between NICs of different pods.
         self.far = 4 if dragonfly else 2 * levels - 1
@@ -66,11 +70,16 @@ class Net:
         self.up, self.core = up, core
         self.pods = pods
         self.between = 0
+        if dragonfly and min(leaves, self.leaves_a_pod) > ports:
+            raise ClusterError(
+                f"interconnect: groups of {net.group} nics, but two levels of switches of {ports} ports join "
+                f"{ports * self.filled} at most; give smaller groups or more ports"
+            )
         if dragonfly and pods > 1:
             self.between = max(0, up * core) // (pods - 1)
             if self.between < 1:
                 raise ClusterError(
-                    f"interconnect: {pods} groups of {self.leaves_a_pod * self.down} nics, but switches of {ports} "
+                    f"interconnect: {pods} groups of {self.leaves_a_pod * self.filled} nics, but switches of {ports} "
                     f"ports join a group with {max(0, up * core)} others at most; give larger groups or more ports"
                 )
         counts = [(size, 1), (size, 1)]
@@ -89,7 +98,7 @@ class Net:
         if self.single:
             return np.zeros_like(nic)
         if self.rails == 1:
-            return nic // self.down
+            return nic // self.filled
         node, rail = np.divmod(nic, self.nics)
         return node // self.down * self.rails + rail
 
@@ -101,25 +110,24 @@ class Net:
 
     def routes(self, source: Numbers, target: Numbers) -> Routes:
         """Return what messages from NICs *source* to NICs *target* cross."""
-        number = np.arange(len(source))
+        every = np.arange(len(source))
         a, b = self.leaf(source), self.leaf(target)
-        found = [(number, source), (number, self.first[1] + target)]
+        found = [(every, source), (every, self.first[1] + target)]
         away = np.flatnonzero(a != b)
         spread = self.spread
         if len(away):
-            spine = target[away] % self.up
+            number = b[away] * self.filled + (target if self.rails == 1 else target // self.nics)[away] % self.filled
+            spine = number % self.up
             for sort, leaf in ((2, a[away]), (3, b[away])):
                 found.append((away, self.first[sort] + (leaf if spread else leaf * self.up + spine)))
             p, q = a[away] // self.leaves_a_pod, b[away] // self.leaves_a_pod
             apart = p != q
-            far, p, q, spine = away[apart], p[apart], q[apart], spine[apart]
+            far, p, q, spine, number = away[apart], p[apart], q[apart], spine[apart], number[apart]
             if len(far) and self.between:
                 pair = p * self.pods + q
-                found.append(
-                    (far, self.first[4] + (pair if spread else pair * self.between + target[far] % self.between))
-                )
+                found.append((far, self.first[4] + (pair if spread else pair * self.between + number % self.between)))
             elif len(far):
-                cable = spine * self.core + target[far] // self.up % self.core
+                cable = spine * self.core + number // self.up % self.core
                 for sort, pod in ((4, p), (5, q)):
                     found.append((far, self.first[sort] + (pod if spread else pod * self.up * self.core + cable)))
         flow = np.concatenate([flow for flow, _ in found])
@@ -132,14 +140,14 @@ class Net:
         if sort < 2:
             node, nic = divmod(place, self.nics)
             return f"node{node}/nic{nic} {'to' if sort == 0 else 'from'} its switch"
+        wide = self.up if sort < 4 else self.between or self.up * self.core
+        place, cable = (place, None) if self.spread else divmod(place, wide)
+        one = "" if cable is None else f", cable {cable}"
         if sort < 4:
-            leaf = place if self.spread else place // self.up
-            return f"switch{leaf} {'up' if sort == 2 else 'down'}"
+            return f"switch{place} {'up' if sort == 2 else 'down'}{one}"
         if self.between:
-            pair = place if self.spread else place // self.between
-            return "group{} to group{}".format(*divmod(pair, self.pods))
-        pod = place if self.spread else place // (self.up * self.core)
-        return f"pod{pod} {'up' if sort == 4 else 'down'}"
+            return "group{} to group{}{}".format(*divmod(place, self.pods), one)
+        return f"pod{place} {'up' if sort == 4 else 'down'}{one}"
 
     def folded(self, values: npt.NDArray[np.float64], nics: Sequence[str]) -> dict[str, float]:
         """Return the largest of *values*, one for each resource, of all nodes' NICs of one number, which are called

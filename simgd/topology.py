@@ -89,11 +89,11 @@ class Interconnect(Value, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         check_positive(ClusterError, "interconnect", bandwidth=self.bandwidth, ports=self.ports)
         check_not_negative(ClusterError, "interconnect", latency=self.latency, burst=self.burst, group=self.group)
+        if self.ports < 2:
+            raise ClusterError(f"interconnect: switches of {self.ports} ports join nothing; at least 2 are needed")
         if not 1 <= self.oversubscription < self.ports:
             found = f"oversubscription {self.oversubscription:g}"
             raise ClusterError(f"interconnect: {found}; it must be from 1 to below the {self.ports} ports of a switch")
-        if self.ports < 2:
-            raise ClusterError(f"interconnect: switches of {self.ports} ports join nothing; at least 2 are needed")
 
 
 class Cluster(Document, frozen=True, kw_only=True, tag="simgd cluster"):

@@ -4,7 +4,7 @@ Model
     Each message of an algorithm's steps is a flow (`flows`) over the links between its ranks (`wiring`). With NCCL a
     rank sends on what it has received, as soon as it has it; with MPI a rank begins a step when it has ended the one
     before, both what it sent and what it received. A pipelined algorithm's flows all begin at once, after its hops.
-    A flow pays its hop's latency, then moves at most as fast as its protocol's channels, or a message of its size, may.
+    A flow pays its hop's latency and moves at most as fast as its protocol's channels, or a message of its size, may.
     Steps of more than `MOST_FLOWS` flows in all are taken one after another, and equal ones are solved once.
 
 Where it parts from one cost for each collective (`nccl`, `mpi`)
@@ -76,22 +76,31 @@ class Transfer:
         """Return the flows, of which the first will have the number *first*."""
         found: list[Flow] = []
         for steps, share in self.parts:
-            #: What the next message from, or to, each participant waits for.
+            #: What the next message from, or to, each participant waits for, and what it sent in the last step.
             awaited: dict[int, tuple[int, ...]] = {}
+            sent: dict[int, tuple[int, ...]] = {}
             for pattern, adds in self._patterns(steps):
                 one = self._one(pattern, share, adds)
                 ends_of = list(zip(pattern.source.tolist(), pattern.target.tolist(), strict=True))
                 for _ in range(pattern.repeat):
                     ended: dict[int, list[int]] = {}
+                    left: dict[int, list[int]] = {}
                     for (a, b), flow in zip(ends_of, one, strict=True):
-                        ended.setdefault(b, []).append(first + len(found))
-                        if self.waits_for_sends:
-                            ended.setdefault(a, []).append(first + len(found))
-                        after = awaited.get(a, ())
-                        if self.waits_for_sends and b in awaited:
-                            after = tuple(dict.fromkeys((*after, *awaited[b])))
-                        found.append(replace(flow, after=after) if after else flow)
-                    awaited |= {at: tuple(numbers) for at, numbers in ended.items()}
+                        if self.waits_for_sends or self.pipelined:
+                            after = dict.fromkeys((*awaited.get(a, ()), *awaited.get(b, ())))
+                            found.append(replace(flow, after=tuple(after)))
+                            if not self.pipelined:
+                                ended.setdefault(a, []).append(first + len(found) - 1)
+                        else:
+                            # Messages leave one after another, and the next may leave while this one is on its way.
+                            found.append(replace(flow, latency_s=0.0, after=(*awaited.get(a, ()), *sent.get(a, ()))))
+                            moved = first + len(found) - 1
+                            left.setdefault(a, []).append(moved)
+                            found.append(Flow(route=(), nbytes=0.0, latency_s=flow.latency_s, after=(moved,)))
+                        ended.setdefault(b, []).append(first + len(found) - 1)
+                    if not self.pipelined:
+                        awaited |= {at: tuple(numbers) for at, numbers in ended.items()}
+                        sent |= {at: tuple(numbers) for at, numbers in left.items()}
         return found
 
     def stepwise_s(self) -> float:
