@@ -11,7 +11,7 @@ What it leaves out
 
 from collections.abc import Sequence
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 from msgspec.structs import replace
 
@@ -184,8 +184,20 @@ class OnHost:
                 source=f"{wanted.backend}, back to back on {ranks} ranks",
             ),
             point_to_point=messages.point_to_point(times),
-            library=Library(origin="assumed", source="the executor's backend", name="mpi"),
+            library=Library(
+                origin="assumed", source="the executor's backend", name="mpi", choice=_choice(self.backend.library)
+            ),
             communication_work=work,
             execution=execution,
             jitter=jitter,
         )
+
+
+def _choice(library: str) -> Literal["fastest", "mpich", "openmpi"]:
+    """Return whose rules choose algorithms, by what a library calls itself.
+
+    >>> _choice("MPICH 5.0.2 (libmpi.so.12)"), _choice("Open MPI v4.1.6"), _choice("gloo of torch 2.13.0")
+    ('mpich', 'openmpi', 'fastest')
+    """
+    known: dict[str, Literal["mpich", "openmpi"]] = {"MPICH": "mpich", "Open MPI": "openmpi"}
+    return next((choice for name, choice in known.items() if library.startswith(name)), "fastest")

@@ -174,8 +174,8 @@ class _Channels:
         return (
             f"; {self.opened} channels ({self.architecture}): llMaxBws, perChMaxRingLL128Bws, perChMaxTreeLL128Bws, "
             "perChMaxTreeBws of tuning.cc, half of it for each of two channels that are opened for one of the search; "
-            "bytes a channel by enqueue.cc; chunks: Simple 2 MiB (4 of 8 steps of a buffer of 4 MiB), LL128 560 KiB and LL "
-            "32 KiB of data (one of 8 steps of 4.7 MiB and 512 KiB)"
+            "bytes a channel by enqueue.cc; chunks: Simple 2 MiB (4 of 8 steps of a buffer of 4 MiB), LL128 560 KiB "
+            "and LL 32 KiB of data (one of 8 steps of 4.7 MiB and 512 KiB)"
         )
 
     def of(self, protocol: Protocol) -> Protocol:
@@ -202,7 +202,8 @@ class _Channels:
 
 
 # Until v2.20 a channel is used when each of its 512 threads (LL128: 640) gets 8 bytes (Simple: 64), with LL in a ring
-# from each rank; since v2.21 when it gets 16 KiB of traffic, of which an all-reduce makes 2 a byte, and LL 4 times as much.
+# from each rank; since v2.21 when it gets 16 KiB of traffic, of which an all-reduce makes 2 a byte, and LL 4 times
+# that.
 _BY_THREADS = (512 * 8.0, 640 * 8.0, 512 * 64.0, 512 * 8.0)
 _BY_TRAFFIC = (16 * KIB / 8, 16 * KIB / 2, 16 * KIB / 2, 0.0)
 

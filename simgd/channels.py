@@ -117,7 +117,7 @@ def _inside(wiring: Wiring, devices: tuple[int, ...]) -> Inside:
             names, tuple(capacity.items()), tuple(gates.items()) if gates else None, tuple(shared.items()), enough
         )
     direct = sum(ring.bytes_per_s for ring in rings)
-    hosted = _hosted(routes, names, ends)
+    hosted = _hosted(routes, names, over_hosts=wiring.hosts > 1)
     if direct > 0 and ("nvlink" in kinds or direct >= sum(ring.bytes_per_s for ring in hosted)):
         return Inside(rings, "nvlink" if "nvlink" in kinds else kinds[0], 0.0)
     if not hosted:
@@ -167,11 +167,20 @@ def _port_bytes_per_s(routes: NodeRoutes, name: str, names: Sequence[str]) -> fl
 
 
 def _ends(routes: NodeRoutes, names: Sequence[str]) -> list[tuple[str, str]]:
-    """Return the first and the last device of each path through a host."""
+    """Return the first and the last device of each path through a host.
+
+    As many paths end at the NICs of a group of devices as begin there: in a group of several all of them, and in one
+    of those that are alone those that begin at the next. Only where one is alone a path ends at others.
+    """
     near: dict[tuple[str, ...], list[str]] = {}
     for name in names:
         near.setdefault(routes.nearest_nics(name), []).append(name)
-    return [(group[at], group[at - 1]) for nics, group in near.items() for at in range(min(len(nics), len(group)))]
+    groups = [(len(nics), group) for nics, group in near.items() if len(group) > 1]
+    alone = [group[0] for group in near.values() if len(group) == 1]
+    return [
+        *((group[at], group[at - 1]) for many, group in groups for at in range(min(many, len(group)))),
+        *((name, alone[at - 1]) for at, name in enumerate(alone)),
+    ]
 
 
 def _around(names: Sequence[str], ends: Sequence[tuple[str, str]]) -> list[tuple[str, ...]]:
@@ -198,13 +207,14 @@ def _add(load: dict[int, float], way: Way, share: float) -> None:
         load[resource] = load.get(resource, 0.0) + share * weight
 
 
-def _hosted(routes: NodeRoutes, names: Sequence[str], ends: Sequence[tuple[str, str]]) -> tuple[Ring, ...]:
+def _hosted(routes: NodeRoutes, names: Sequence[str], *, over_hosts: bool) -> tuple[Ring, ...]:
     """Return rings through the host, which visit devices depth first; none if some are not joined by it."""
     order = routes.depth_first(names)
     if len(order) < len(names):
         return ()
-    # devices with the same NICs are neighbours in the tree: where one is last, a neighbour is first
-    turns = list(dict.fromkeys(order.index(first) for first, _ in ends)) or [0]
+    # devices with the same NICs are neighbours in the tree; each path but a group's first also ends in the group where
+    # it begins, and that one ends in the group before, so that all NICs are left as often as they are entered
+    turns = [order.index(first) for first, _ in _ends(routes, order)] if over_hosts else [0]
     orders = [(*order[turn:], *order[:turn]) for turn in turns]
     load: dict[int, float] = {}
     for each in orders:

@@ -151,6 +151,7 @@ def collective(
     fidelity: Annotated[
         str, typer.Option(help="collectives: one cost each by its steps; flows: each message by itself")
     ] = "collectives",
+    algorithm: Annotated[str, typer.Option(help="the only one to use, as the table names them")] = "",
     beside: Annotated[
         list[str] | None,
         typer.Option(help="at the same time: the same collective on other devices (4,5,6,7), or copies to each device"),
@@ -173,12 +174,12 @@ def collective(
         if ranks not in (None, str(found.ranks)) or devices is not None:
             raise ProfileError(f"{measured}: says which {found.ranks} ranks it ran on; leave --ranks and --devices out")
         machine, _ = _machine(on, profile, str(found.ranks), None)
-        network = machine.network(fidelity)
+        network = machine.network(fidelity, algorithm)
         rows = library.compared(network, nccl_tests.compare(found, network), found.kind, found.ranks)
     else:
         machine, counts = _machine(on, profile, ranks, devices)
         jobs = [_beside(text) for text in beside or ()]
-        network = machine.network("flows" if jobs else fidelity)
+        network = machine.network("flows" if jobs else fidelity, algorithm)
         rows = library.predicted(network, kind, counts, read_sizes(sizes), machine.devices, jobs)
     if json:
         _print_json({"collectives": rows})

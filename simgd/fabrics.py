@@ -22,13 +22,11 @@ from simgd.wiring import Place, Reals, Wiring
 
 
 class Load(NamedTuple):
-    """What a collective's messages ask of the links: seconds for each byte of the buffer, those of a node's links and
-    of the network alone, and how busy it keeps the links meanwhile, by name (`Wiring.folded`).
+    """What a collective's messages ask of the links: seconds for each byte of the buffer, and how busy it keeps the
+    links meanwhile, by name (`Wiring.folded`).
     """
 
     s_per_byte: float
-    inside_s_per_byte: float
-    net_s_per_byte: float
     busy: Mapping[str, float]
 
 
@@ -70,6 +68,8 @@ class Fabric:
 
     def direct(self, kind: CollectiveKind) -> Load:
         """Return what a collective asks of the links whose messages all go straight to where they belong, at once."""
+        if self.ranks == 1:
+            return Load(0.0, {})
         steps = {
             "all_to_all": algorithms.all_to_all.direct,
             "exchange": algorithms.all_to_all.exchange,
@@ -193,8 +193,7 @@ def load_of(wiring: Wiring, parts: Sequence[tuple[Steps, float]], *, hosted: boo
     Step by step, all parts' messages at once; a step takes as long as its fullest link. That is what max-min sharing
     gives wherever messages that share the fullest link are of one size.
     """
-    inside = len(wiring.nodes) * wiring.size
-    seconds = near_s = far_s = 0.0
+    seconds = 0.0
     busy = np.zeros(len(wiring.capacity))
     for together in zip(*(algorithms.patterns(steps) for steps, _ in parts), strict=True):
         source = np.concatenate([pattern.source for pattern in together])
@@ -204,10 +203,8 @@ def load_of(wiring: Wiring, parts: Sequence[tuple[Steps, float]], *, hosted: boo
         )
         load = together[0].repeat * wiring.load_s(wiring.routes(source, target, hosted=hosted), nbytes)
         seconds += float(load.max(initial=0.0))
-        near_s += float(load[:inside].max(initial=0.0))
-        far_s += float(load[inside:].max(initial=0.0))
         busy += load
-    return Load(seconds, near_s, far_s, wiring.folded(busy / seconds) if seconds else {})
+    return Load(seconds, wiring.folded(busy / seconds) if seconds else {})
 
 
 def _switched(wiring: Wiring, found: Channels) -> dict[tuple[str, str], Load]:

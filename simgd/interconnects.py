@@ -40,7 +40,7 @@ class Net:
     `cables` is the number of cables that each resource stands for, in one direction. Resources are in this order: from
     every NIC, to every NIC, from and to every lowest switch, from and to every pod (between pods in a dragonfly+).
 
-    Raises ClusterError if the groups of a dragonfly+ have too few ports for their NICs, or to be joined with each other.
+    Raises ClusterError if the groups of a dragonfly+ have too few ports for their NICs, or to be joined to each other.
     """
 
     def __init__(self, net: Interconnect, nodes: int, nics: int, routing: str) -> None:

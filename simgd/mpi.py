@@ -3,8 +3,9 @@
 Model
     A round costs what the point-to-point table says of its largest message. Where messages of a round share links, what
     the table has beyond an empty message's time takes as many times longer as the fullest link is busier than the
-    message alone would keep it. Adding what came costs bytes / reduce rate. Ranks that are no power of two are folded.
-    The algorithm is the one that the library's rules choose (`Library.choice`), or the fastest where nobody knows.
+    message alone would keep it. Adding what came costs bytes / reduce rate, after all of it came. Ranks that are no power of two are folded.
+    The algorithm is the one that the library's rules choose (`Library.choice`), or the fastest where nobody knows;
+    where several ranks share each node that may be a hierarchical one.
 
 Rules
     MPICH: all-reduce by recursive doubling up to 2 KiB (MPIR_CVAR_ALLREDUCE_SHORT_MSG_SIZE), then Rabenseifner's. Open
@@ -24,7 +25,9 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from simgd.algorithms import ALGORITHMS, Step, Steps, workers
+from simgd.algorithms.all_reduce import hierarchical
 from simgd.collectives import Cost
+from simgd.errors import unknown
 from simgd.profile import CollectiveKind
 from simgd.wiring import Wiring
 
@@ -65,14 +68,15 @@ MPICH_SHORT_BYTES = 2048
 
 class Round(NamedTuple):
     """A step of an algorithm, `repeat` times: its largest message as a share of the buffer, how many times longer that
-    message's bytes take for what shares its links, the switches that it crosses beyond the first, whether it is added.
+    message's bytes take for what shares its links, the switches that it crosses beyond the first, and how many times
+    its bytes the busiest rank adds.
     """
 
     repeat: int
     share: float
     stretch: float
     switches: int
-    adds: bool
+    adds: float
 
 
 def rounds(wiring: Wiring, steps: Steps) -> tuple[Round, ...]:
@@ -83,7 +87,8 @@ def rounds(wiring: Wiring, steps: Steps) -> tuple[Round, ...]:
             continue
         share = float(step.count.max()) * steps.block_share
         switches = max(0, int(wiring.switches(step.source, step.target).max()) - 1)
-        one = Round(1, share, _stretch(wiring, step), switches, step.reduce)
+        adds = float(np.bincount(step.target, step.count).max() / step.count.max()) if step.reduce else 0.0
+        one = Round(1, share, _stretch(wiring, step), switches, adds)
         found[one] = found.get(one, 0) + step.repeat * step.hops
     return tuple(one._replace(repeat=repeat) for one, repeat in found.items())
 
@@ -114,17 +119,37 @@ class Messages:
         time = interpolated(self.points, size)
         time += (one.stretch - 1) * max(0.0, time - self.points[0][1])
         time += self.extra_s + one.switches * self.switch_s
-        return one.repeat * (time + (size * self.add_s_per_byte if one.adds else 0.0))
+        return one.repeat * (time + one.adds * size * self.add_s_per_byte)
 
 
 class Algorithms:
-    """The algorithms that a library has for one kind of collective between the ranks of *wiring*."""
+    """The algorithms that a library has for one kind of collective between the ranks of *wiring*; *only* one if named.
+
+    Raises ProfileError if *only* names none of them.
+    """
 
     def __init__(
-        self, kind: CollectiveKind, wiring: Wiring, choice: Literal["fastest", "mpich", "openmpi"] = "fastest"
+        self,
+        kind: CollectiveKind,
+        wiring: Wiring,
+        choice: Literal["fastest", "mpich", "openmpi"] = "fastest",
+        only: str = "",
     ) -> None:
         self.kind, self.ranks, self.choice = kind, len(wiring.device), choice
-        self.rounds = {name: rounds(wiring, ALGORITHMS[kind][name](workers(kind, self.ranks))) for name in USED[kind]}
+        self.steps: dict[str, Steps] = {}
+        if self.ranks > 1:
+            many = workers(kind, self.ranks)
+            self.steps = {name: ALGORITHMS[kind][name](many) for name in USED[kind]}
+            sizes = np.bincount(wiring.host)
+            if kind == "all_reduce" and len(sizes) > 1 and sizes[0] > 1 and (sizes == sizes[0]).all():
+                groups = np.argsort(wiring.host, kind="stable").reshape(len(sizes), -1)
+                self.steps["hierarchical"] = hierarchical(list(groups), outer=_DOUBLING)
+        if only:
+            if only not in map(_shown, self.steps):
+                raise unknown(f"algorithm of {kind}", only, map(_shown, self.steps))
+            self.steps = {name: steps for name, steps in self.steps.items() if _shown(name) == only}
+            self.choice = "fastest"
+        self.rounds = {name: rounds(wiring, steps) for name, steps in self.steps.items()}
 
     def cost(self, messages: Messages, nbytes: float) -> Cost:
         """Return the cost of the algorithm that the library chooses."""
@@ -132,7 +157,7 @@ class Algorithms:
             return Cost(0.0, 0.0, "none")
         name = self.chosen(messages, nbytes)
         time = self._seconds(name, messages, nbytes)
-        return Cost(time, min(self._seconds(name, messages, 0.0), time), name.replace("_", " "))
+        return Cost(time, min(self._seconds(name, messages, 0.0), time), _shown(name))
 
     def chosen(self, messages: Messages, nbytes: float) -> str:
         """Return the name of the algorithm that the library chooses."""
@@ -142,6 +167,10 @@ class Algorithms:
 
     def _seconds(self, name: str, messages: Messages, nbytes: float) -> float:
         return sum(messages.seconds(one, nbytes) for one in self.rounds[name])
+
+
+def _shown(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def mpich(nbytes: float) -> str:

@@ -33,8 +33,8 @@ from simgd.profile import CollectiveKind, Library, Protocol
 #: NCCL's trees reach this share of the rings' bandwidth (tuning.cc: 0.9 in v2.8, 0.92 since v2.12).
 TREE_SHARE = 0.92
 
-#: Of that, LL in trees reaches 1/3.8 (tuning.cc, since v2.8) and LL128 on one node 7/9.
-TREE_LL_SHARE, TREE_LL128_SHARE = 1 / 3.8, 7 / 9
+#: Of that, LL in trees reaches 1/3.8 (tuning.cc, since v2.8), LL128 on one node 7/9 and over several 120/128.
+TREE_LL_SHARE, TREE_LL128_SHARE, TREE_LL128_NET_SHARE = 1 / 3.8, 7 / 9, 120 / 128
 
 #: "Plateau effect of ring": over several nodes NCCL multiplies the latency of Ring/Simple all-reduces (tuning.cc: by
 #: 1.9 before Ampere, 1.4 since).
@@ -45,16 +45,17 @@ PLATEAU = 1.4
 NVLS_CHUNK, NVLS_HALVED_BELOW = 128 * 1024, (64, 8, 2)
 
 #: "Trees are not perfectly sticking to the model for medium sizes" (tuning.cc): measured bandwidth over the model's, at
-#: 64 B, 128 B, ... 256 MiB. NCCL steps at powers of two; here the factor is linear between them, in log bytes.
+#: 64 B, 128 B, ... 256 MiB, and 1 from 512 MiB on. NCCL steps at powers of two; here the factor is linear between them,
+#: in log bytes. These are v2.28's; LL128's differ from v2.8's.
 TREE_CORRECTION: dict[str, tuple[float, ...]] = {
-    "LL": (1, 1, 1, 1, 0.9, 0.8, 0.7, 0.7, 0.7, 0.7, 0.6, 0.5, 0.4, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1, 1, 1),
-    "LL128": (*(1,) * 5, 0.9, 0.8, 0.8, 0.8, 0.7, 0.6, 0.6, 0.6, 0.5, 0.6, 0.6, 0.7, 0.7, 0.8, 0.9, 0.9, 0.92, 0.92),
-    "Simple": (*(0.9,) * 7, 0.8, 0.7, 0.6, 0.6, 0.5, 0.5, 0.5, 0.5, 0.6, 0.7, 0.8, 0.7, 0.7, 0.8, 0.9, 0.9),
+    "LL": (1, 1, 1, 1, 0.9, 0.8, *(0.7,) * 4, 0.6, 0.5, 0.4, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1, 1, 1, 1),
+    "LL128": (*(1,) * 5, 0.9, 0.8, 0.8, 0.8, 0.7, *(0.6,) * 6, 0.8, *(0.9,) * 4, 1, 1, 1),
+    "Simple": (*(0.9,) * 7, 0.8, 0.7, 0.6, 0.6, *(0.5,) * 4, 0.6, 0.7, 0.8, 0.7, 0.7, 0.8, 0.9, 0.9, 1),
 }
 
 
 #: Kinds for which NCCL has no algorithm but its sends and receives.
-_DIRECT: tuple[CollectiveKind, ...] = ("all_to_all", "exchange", "push", "pull")
+DIRECT: tuple[CollectiveKind, ...] = ("all_to_all", "exchange", "push", "pull")
 
 
 class Candidate(NamedTuple):
@@ -129,9 +130,12 @@ class Candidate(NamedTuple):
 def candidates(kind: CollectiveKind, fabric: Fabric, library: Library, kernel_s: float = 0.0) -> tuple[Candidate, ...]:
     """Return NCCL's algorithms for a collective on *fabric*; *kernel_s* is what the smallest kernel takes.
 
-    A protocol named "NVLS" stands for in-switch reduction: its base is `base_ring_us` plus the first nvlink hop.
+    A protocol named "NVLS" stands for in-switch reduction: its base is `base_ring_us` plus the first nvlink hop, and
+    without hops of its own between nodes it has those of Simple's trees. One rank alone has nothing to do.
     """
-    if kind in _DIRECT:
+    if fabric.ranks == 1:
+        return (Candidate("none", 0.0, 0.0),)
+    if kind in DIRECT:
         simple = [protocol for protocol in library.protocols if protocol.name == "Simple"]
         return tuple(_direct(kind, fabric, protocol)._replace(kernel_s=kernel_s) for protocol in simple)
     found: list[Candidate] = []
@@ -147,7 +151,9 @@ def candidates(kind: CollectiveKind, fabric: Fabric, library: Library, kernel_s:
 
 def unknown(kind: CollectiveKind, fabric: Fabric, step_s: float) -> Candidate:
     """Return a ring whose steps take *step_s*, for a library of which nothing is known."""
-    if kind in _DIRECT:
+    if fabric.ranks == 1:
+        return Candidate("none", 0.0, 0.0)
+    if kind in DIRECT:
         return Candidate("direct", step_s, fabric.direct(kind).s_per_byte)
     steps = (2 if kind == "all_reduce" else 1) * (fabric.ranks - 1)
     return Candidate("ring", steps * step_s, bus_share(kind, fabric.ranks) / fabric.ring_bytes_per_s)
@@ -170,16 +176,21 @@ def _ring(kind: CollectiveKind, fabric: Fabric, library: Library, protocol: Prot
     steps = turns * (ranks - 1)
     crossing = turns * (nodes - 1)
     inside_us = max(0.0, _hop(protocol, fabric.inside)[0] + 1e6 * fabric.inside_extra_s)
-    net_us = _hop(protocol, "net")[0] + 1e6 * fabric.net_extra_s
+    # With one rank a node nothing hides the network's latency: NCCL takes a tree's hop (tuning.cc, v2.28). Simple's two
+    # are equal there; before, the tree's was that of a chunk, which a ring's step does not wait for.
+    exposed = fabric.most == 1 and protocol.name != "Simple"
+    net_us = _hop(protocol, "net")[1 if exposed else 0] + 1e6 * fabric.net_extra_s
     plateau = PLATEAU if nodes > 1 and kind == "all_reduce" and protocol.name == "Simple" else 1.0
     latency_us = plateau * (protocol.base_ring_us + (steps - crossing) * inside_us + crossing * net_us)
     rate = _capped(fabric.ring_bytes_per_s * protocol.efficiency, protocol, nodes)
     share = bus_share(kind, ranks)
     channel = _channel(protocol.channel_bytes_per_s, protocol, fabric)
+    expected = min(rate, library.channels * channel or rate) if protocol.name == "LL128" else rate
     return Candidate(
         f"ring/{protocol.name}",
         1e-6 * latency_us,
         share / rate,
+        estimated_s_per_byte=share / expected,
         channels=library.channels if channel else 0,
         channel_s_per_byte=share / channel if channel else 0.0,
         least=max(protocol.least_bytes, ranks * protocol.least_bytes_a_rank),
@@ -201,12 +212,13 @@ def _tree(fabric: Fabric, library: Library, protocol: Protocol) -> Candidate:
     levels = math.ceil(math.log2(nodes)) if nodes > 1 else 0
     latency_us = protocol.base_tree_us + 2 * ((fabric.most - 1) * inside_us + levels * net_us)
     share = TREE_SHARE * (TREE_LL_SHARE if protocol.name == "LL" else protocol.efficiency)
-    if protocol.name == "LL128" and nodes == 1:
-        share = TREE_SHARE * TREE_LL128_SHARE
+    if protocol.name == "LL128":
+        share = TREE_SHARE * (TREE_LL128_SHARE if nodes == 1 else TREE_LL128_NET_SHARE)
     most = _capped(float("inf"), protocol, nodes) / 2
     rate = min(share * fabric.tree_bytes_per_s, most)
-    expected = min(share * fabric.ring_bytes_per_s / 2, most) if nodes == 1 else rate
     channel = _channel(protocol.tree_channel_bytes_per_s, protocol, fabric)
+    expected = min(share * fabric.ring_bytes_per_s / 2, most) if nodes == 1 else rate
+    expected = min(expected, library.channels * channel / 2 or expected)
     return Candidate(
         f"tree/{protocol.name}",
         1e-6 * latency_us,
@@ -228,16 +240,19 @@ def _nvls(kind: CollectiveKind, fabric: Fabric, library: Library, protocol: Prot
     offered = fabric.switched.get((kind, name))
     if offered is None:
         return []
-    net_us = _hop(protocol, "net")[1] + 1e6 * fabric.net_extra_s
+    plain = next((other for other in library.protocols if other.name == "Simple"), protocol)
+    net_us = _hop(protocol if "net" in protocol.hop_us else plain, "net")[1] + 1e6 * fabric.net_extra_s
     levels = math.ceil(math.log2(fabric.nodes)) if fabric.nodes > 1 else 0
     inside_us = max(0.0, _hop(protocol, "nvlink")[0] + 1e6 * fabric.inside_extra_s)
     latency_us = protocol.base_ring_us + inside_us + 2 * levels * net_us
-    simple = next((_hop(other, "nvlink")[0] for other in library.protocols if other.name == "Simple"), 0.0)
+    simple = _hop(plain, "nvlink")[0] if plain is not protocol else 0.0
+    # a device's port carries what others read of it and, for an all-reduce, its own part of the sum
+    port_s = (1 + 1 / fabric.most if kind == "all_reduce" else 1.0) / fabric.port_bytes_per_s
     return [
         Candidate(
             name,
             1e-6 * latency_us,
-            max(offered.inside_s_per_byte / protocol.efficiency, offered.net_s_per_byte),
+            max(port_s / protocol.efficiency, offered.s_per_byte),
             round_s=1e-6 * max(0.0, simple + 1e6 * fabric.inside_extra_s),
             round_bytes=library.nvls_channels * fabric.most * NVLS_CHUNK,
             base_s=1e-6 * (protocol.base_ring_us + inside_us),

@@ -31,7 +31,7 @@ import numpy as np
 
 from simgd import fabrics, mpi, nccl, transfers
 from simgd.collectives import Cost
-from simgd.errors import ClusterError, ProfileError
+from simgd.errors import ClusterError, ProfileError, unknown
 from simgd.interconnects import Numbers
 from simgd.profile import CollectiveKind, Curve, Fit, Origin, Profile, weakest
 from simgd.topology import Cluster
@@ -139,13 +139,15 @@ class Network:
     """The network of *cluster* with the costs of *profile*; `link_scale` makes kinds of links faster or slower.
 
     A CPU cluster has as many nodes as ranks are asked for; see `fabrics.placement`. The time of a collective is one
-    cost by its algorithm's steps, or with *fidelity* "flows" that of its messages one by one (`transfers`).
+    cost by its algorithm's steps, or with *fidelity* "flows" that of its messages one by one (`transfers`). *algorithm*
+    names the only one to use, which no measured curve speaks of.
     """
 
     cluster: Cluster
     profile: Profile
     link_scale: Mapping[str, float] = field(default_factory=dict)
     fidelity: Fidelity = "collectives"
+    algorithm: str = ""
     _demands: dict[Call, Demand] = field(default_factory=dict, repr=False)
     _prepared: dict[tuple[CollectiveKind, int, tuple[int, ...] | None], _Prepared] = field(
         default_factory=dict, repr=False
@@ -316,14 +318,14 @@ class Network:
         origin = model.origin
         correction = None
         # a measured curve speaks of the first devices of each node, not of any that a user picks
-        if devices is None or devices == self.spread(ranks, fabric.nodes):
+        if not self.algorithm and (devices is None or devices == self.spread(ranks, fabric.nodes)):
             correction = self._correction(kind, ranks, fabric.nodes)
         if correction is None:
             plain = _Ratio(1.0, origin, MODEL_UNCERTAINTY if origin == "modelled" else ASSUMED_UNCERTAINTY, False)
             gpu = self.cluster.device.kind == "gpu"
             doubt = LATENCY_DOUBT if gpu and origin == "modelled" else 0.0
-            return _Prepared(model, lambda nbytes: plain, fabric.path, fabric.busy, doubt)
-        return _Prepared(model, correction, fabric.path, fabric.busy)
+            return _Prepared(model, lambda nbytes: plain, fabric.path, _busy(kind, fabric), doubt)
+        return _Prepared(model, correction, fabric.path, _busy(kind, fabric))
 
     def _model(
         self,
@@ -349,6 +351,11 @@ class Network:
         else:
             origin = "assumed"
             found = (nccl.unknown(kind, fabric, ASSUMED_STEP_S),)
+        if self.algorithm:
+            names = [candidate.algorithm for candidate in found]
+            if self.algorithm not in names:
+                raise unknown(f"algorithm of {kind}", self.algorithm, names)
+            found = tuple(candidate for candidate in found if candidate.algorithm == self.algorithm)
 
         def transfer(nbytes: float, wiring: Wiring | None, ranks: Numbers | None) -> Transfer:
             return transfers.of_nccl(kind, nbytes, nccl.chosen(found, nbytes), fabric, wiring, ranks)
@@ -375,7 +382,8 @@ class Network:
             if library is not None and library.reduce_bytes_per_s
             else 0.0,
         )
-        algorithms = mpi.Algorithms(kind, fabric.wiring, library.choice if library is not None else "fastest")
+        choice = library.choice if library is not None else "fastest"
+        algorithms = mpi.Algorithms(kind, fabric.wiring, choice, self.algorithm)
 
         def transfer(nbytes: float, wiring: Wiring | None, ranks: Numbers | None) -> Transfer:
             return transfers.of_mpi(nbytes, algorithms, messages, fabric, wiring, ranks)
@@ -546,6 +554,13 @@ def _between_ranks(ratios: Sequence[tuple[int, _Correction]], ranks: int) -> _Co
 def _weaker(ratio: _Ratio) -> _Ratio:
     """Mark a ratio that was taken from another size, number of ranks, kind of collective or machine."""
     return _Ratio(ratio.factor, weakest(ratio.origin, "modelled"), max(ratio.uncertainty, MODEL_UNCERTAINTY), True)
+
+
+def _busy(kind: CollectiveKind, fabric: fabrics.Fabric) -> Mapping[str, Mapping[str, float]]:
+    """Return how busy links are, by algorithm. With one rank a node an all-to-all keeps all as busy as a ring does."""
+    if kind not in nccl.DIRECT or (kind == "all_to_all" and fabric.most == 1):
+        return fabric.busy
+    return {"ring": fabric.direct(kind).busy}
 
 
 def _use(busy: Mapping[str, Mapping[str, float]], algorithm: str) -> Mapping[str, float]:

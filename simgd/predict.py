@@ -181,9 +181,9 @@ class Machine:
             self._plans[key] = found
         return found
 
-    def network(self, fidelity: Fidelity = "collectives") -> Network:
-        """Return what collectives cost on this machine."""
-        return Network(self.cluster, self.profile, fidelity=fidelity)
+    def network(self, fidelity: Fidelity = "collectives", algorithm: str = "") -> Network:
+        """Return what collectives cost on this machine; by one *algorithm* only, if it is named."""
+        return Network(self.cluster, self.profile, fidelity=fidelity, algorithm=algorithm)
 
     def study(self, schedule: str | Schedule, job: Job, ranks: int, what_if: WhatIf = AS_IT_IS) -> Studied:
         """Plan, check, price and simulate one schedule."""

@@ -3,13 +3,16 @@
 Model
     A message between two devices takes, of these, the first that exists: links that join them directly; NVSwitches;
     the host (PCIe switches, sockets), by the fewest hops and, of several such ways, the widest. Devices and NICs pass
-    nothing on. Between NVSwitches and in a network of explicit switches it spreads over all shortest ways by their
-    width, or with static routing takes one of them by the number of its target. A message to another host leaves by the
-    nearest NIC, by several equally near ones alike.
+    nothing on. A message to another host leaves by the nearest NIC, by several equally near ones alike, and comes in by
+    that NIC near its target to which the way is shortest; only where no such NICs are joined it takes the fewest hops
+    whatever NICs these pass. Between NVSwitches and in a network of explicit switches it spreads over all shortest ways
+    by their width, or in a network with static routing takes one of the widest by the number of its target.
     NVLink is preferred to other direct links between two devices.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
+from math import inf
 from typing import NamedTuple
 
 from simgd.errors import ClusterError
@@ -50,6 +53,7 @@ class NodeRoutes:
         self.names: list[tuple[str, str]] = []
         self.capacity: list[float] = []
         self.link_kinds: list[str] = []
+        self._full: list[bool] = []
         self._near: dict[str, list[_Edge]] = {name: [] for name in cluster.vertices}
         for link, rate in zip(cluster.links, usable, strict=True):
             a, b = link.ends
@@ -58,11 +62,11 @@ class NodeRoutes:
                     self.names.append((start, end))
                     self.capacity.append(rate)
                     self.link_kinds.append(link.kind)
+                    self._full.append(link.duplex == "full")
                 self._near[start].append(_Edge(end, len(self.names) - 1, rate, link.kind))
-        self._number = {name: number for number, name in enumerate(cluster.vertices)}
+        self._number = {name: number for number, name in enumerate(cluster.devices)}
         self._nic = {name: number for number, name in enumerate(cluster.nics)}
         self._ways: dict[tuple[str, str], Way] = {}
-        self._directed = set(self.names)
 
     def between(self, a: str, b: str) -> Way:
         """Return the way from device *a* to device *b* of the same node.
@@ -86,21 +90,49 @@ class NodeRoutes:
 
     def switched(self, a: str, b: str) -> Way | None:
         """Return the way over NVSwitches, if there is one."""
-        return self._spread(a, b, ("nvswitch",), spread=True)
+        return self._spread(a, b, ("nvswitch",))
 
     def hosted(self, a: str, b: str) -> Way | None:
         """Return the way through the host, if there is one."""
-        return self._spread(a, b, ("pcie_switch", "socket"), spread=False)
+        return self._spread(a, b, ("pcie_switch", "socket"), number=0)
 
     def _between(self, a: str, b: str) -> Way:
         way = self.direct(a, b) or self.switched(a, b)
         if way is None and self.hosts[a] == self.hosts[b]:
             way = self.hosted(a, b)
         if way is None and self.hosts[a] != self.hosts[b]:
-            passed = ("pcie_switch", "socket", "nic", "switch")
-            way = self._spread(a, b, passed, spread=self.cluster.routing == "adaptive", any_of_many=True)
+            way = self._networked(a, b)
         if way is None:
             raise ClusterError(f"cluster {self.cluster.name!r}: no route from {a} to {b} without other devices between")
+        return way
+
+    def _networked(self, a: str, b: str) -> Way | None:
+        """Return the way between devices of two hosts, if there is one."""
+        number = None if self.cluster.routing == "adaptive" else self._number[b]
+        pairs: list[list[tuple[Way, Way, Way]]] = []
+        for nic in self.nearest_nics(a):
+            ways = [
+                (self._to_nic(a, nic), way, self._to_nic(other, b))
+                for other in self.nearest_nics(b)
+                if (way := self.direct(nic, other) or self._spread(nic, other, ("switch",), number=number)) is not None
+            ]
+            # the weights of one hop have the sum 1
+            hops = [round(sum(way.weights)) for _, way, _ in ways]
+            pairs.append([parts for parts, count in zip(ways, hops, strict=True) if count == min(hops)])
+        pairs = [ways for ways in pairs if ways]
+        if not pairs:
+            return self._spread(a, b, ("pcie_switch", "socket", "nic", "switch"), number=number)
+        weight: dict[int, float] = {}
+        for ways in pairs:
+            for part in itertools.chain(*ways):
+                for resource, share in zip(part.resources, part.weights, strict=True):
+                    weight[resource] = weight.get(resource, 0.0) + share / len(pairs) / len(ways)
+        return Way(tuple(weight), tuple(weight.values()), "net")
+
+    def _to_nic(self, start: str, end: str) -> Way:
+        """Return the way between a device and a NIC near to it, in either direction."""
+        way = self.direct(start, end) or self.hosted(start, end)
+        assert way is not None
         return way
 
     def out(self, device: str) -> Way:
@@ -145,8 +177,7 @@ class NodeRoutes:
 
     def is_full_duplex(self, resource: int) -> bool:
         """Say whether a resource is one direction of a link, and not both."""
-        a, b = self.names[resource]
-        return (b, a) in self._directed
+        return self._full[resource]
 
     def nic_bytes_per_s(self, nic: int, *, back: bool) -> float:
         """Return the rate of a NIC's links into a network of explicit switches (*back*: out of it)."""
@@ -204,19 +235,16 @@ class NodeRoutes:
             weight: dict[int, float] = {}
             for nic in nics:
                 ends = (nic, device) if back else (device, nic)
-                part = self.direct(*ends) or self.hosted(*ends)
-                assert part is not None
+                part = self._to_nic(*ends)
                 for resource, share in zip(part.resources, part.weights, strict=True):
                     weight[resource] = weight.get(resource, 0.0) + share / len(nics)
             shares = tuple((self._nic[nic], 1 / len(nics)) for nic in nics)
             way = self._ways[key] = Way(tuple(weight), tuple(weight.values()), "net", shares)
         return way
 
-    def _spread(
-        self, a: str, b: str, passed: tuple[str, ...], *, spread: bool, any_of_many: bool = False
-    ) -> Way | None:
+    def _spread(self, a: str, b: str, passed: tuple[str, ...], *, number: int | None = None) -> Way | None:
         """Return the shortest ways from *a* to *b* through one or more vertices of the kinds *passed*: all of them by
-        their width (*spread*), or one: the widest, or where *any_of_many* is set that of the target's number."""
+        their width, or with a *number* one of the widest by that number."""
         distance = {b: 0}
         front = [b]
         while front and a not in distance:
@@ -230,17 +258,22 @@ class NodeRoutes:
             front = following
         if a not in distance:
             return None
+        #: What the widest of the shortest ways from a vertex to *b* carries.
+        width = {b: inf}
+        for name in list(distance)[1:] if number is not None else ():
+            nearer = [edge for edge in self._near[name] if distance.get(edge.end) == distance[name] - 1]
+            width[name] = max(min(edge.rate, width[edge.end]) for edge in nearer)
         flow: dict[str, float] = {a: 1.0}
         weight: dict[int, float] = {}
         kinds: list[str] = []
         while flow and b not in flow:
             following_flow: dict[str, float] = {}
             for name, share in flow.items():
-                edges = [e for e in self._near[name] if distance.get(e.end, len(distance)) == distance[name] - 1]
-                if not spread:
-                    widest = max(edge.rate for edge in edges)
-                    alike = [edge for edge in edges if edge.rate == widest]
-                    edges = [alike[self._number[b] % len(alike) if any_of_many else 0]]
+                edges = [e for e in self._near[name] if distance.get(e.end) == distance[name] - 1]
+                if number is not None:
+                    alike = [edge for edge in edges if min(edge.rate, width[edge.end]) == width[name]]
+                    number, chosen = divmod(number, len(alike))
+                    edges = [alike[chosen]]
                 whole = sum(edge.rate for edge in edges)
                 for edge in edges:
                     part = share * edge.rate / whole

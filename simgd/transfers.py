@@ -291,7 +291,7 @@ def of_mpi(
 ) -> Transfer:
     """Return a collective of an MPI library by the algorithm that it chooses; *wiring* and *ranks* as for `of_nccl`."""
     name = found.chosen(messages, nbytes)
-    steps = ALGORITHMS[found.kind][name](workers(found.kind, found.ranks))
+    steps = found.steps[name]
     first_s = messages.points[0][1]
 
     def message(size: float, far: bool, switches: int, adds: bool) -> Message:

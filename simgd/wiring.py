@@ -161,7 +161,11 @@ class Wiring:
         """Return the largest of *values*, one for each resource, over all nodes alike, by name; zeros are left out."""
         inside = len(self.nodes) * self.size
         links = values[:inside].reshape(len(self.nodes), self.size).max(axis=0, initial=0.0)
-        found = {self.link_name(link): float(links[link]) for link in np.flatnonzero(links).tolist()}
+        found: dict[str, float] = {}
+        for link in np.flatnonzero(links).tolist():
+            # links of unlike kinds may join the same two vertices
+            name = self.link_name(link)
+            found[name] = max(found.get(name, 0.0), float(links[link]))
         if self.net is not None:
             found |= self.net.folded(values[inside:], self.cluster.nics)
         return found
