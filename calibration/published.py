@@ -154,7 +154,8 @@ NCCL_2026_SOURCE = (
 class _Channels:
     """How NCCL opens channels on an architecture; rates in GB/s on one node, on two, on more.
 
-    `ll` is for all channels (llMaxBws); the others are for a channel of the search, of which NCCL opens two, each with
+    `ll` is for all channels (llMaxBws: by the GPU on one node, by the host's processor over several: an AMD one beside
+    A100s, Intel ones elsewhere); the others are for a channel of the search, of which NCCL opens two, each with
     half of it (perChMaxRingLL128Bws, perChMaxTreeLL128Bws, perChMaxTreeBws). What a ring's Simple channel moves at most
     is in no table: taken to be as in a tree. `thresholds` are the bytes that a channel gets at least with LL, LL128
     and Simple, and with LL in a ring for each rank.
@@ -216,11 +217,11 @@ AMPERE = _Channels(
     thresholds=_BY_THREADS,
 )  # fmt: skip
 HOPPER = _Channels(
-    architecture="Hopper", opened=24, ll=(141, 45, 35), ring_ll128=(36.7,), tree_ll128=(36.7, 36.7, 29),
+    architecture="Hopper", opened=24, ll=(141, 39, 20.4), ring_ll128=(36.7,), tree_ll128=(36.7, 36.7, 29),
     tree=(38.7, 41.4, 36), thresholds=_BY_TRAFFIC,
 )  # fmt: skip
 BLACKWELL = _Channels(
-    architecture="Blackwell", opened=32, ll=(282, 90, 70), ring_ll128=(40,), tree_ll128=(55.6, 31.67, 20),
+    architecture="Blackwell", opened=32, ll=(282, 39, 20.4), ring_ll128=(40,), tree_ll128=(55.6, 31.67, 20),
     tree=(70, 42.8, 24), thresholds=_BY_TRAFFIC, nvls=24,
 )  # fmt: skip
 

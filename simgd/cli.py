@@ -119,7 +119,10 @@ def explain(
     plot: Annotated[Path | None, typer.Option(help="picture of the machine with how busy its links are")] = None,
     json: AsJson = False,
 ) -> None:
-    """Name what bounds one schedule, what would move it, and how busy each link is."""
+    """Name what bounds one schedule, and what would move it.
+
+    The links that its collectives keep busiest stand at the end; --plot draws the machine with them.
+    """
     from simgd import explain as library
 
     machine, counts = _machine(on, profile, ranks, devices)

@@ -104,7 +104,8 @@ def placement(cluster: Cluster, ranks: int, devices: Sequence[int] | None = None
         if ranks > cluster.size:
             found = f"{cluster.size} device" + ("s" if cluster.size > 1 else "")
             joined = cluster.interconnect is not None and bool(cluster.nics)
-            more = f"`--on {cluster.name}:{-(-ranks // per_node)}` has enough nodes" if joined else "no nic joins more"
+            missing = "no interconnect joins more nodes" if cluster.nics else "no nic joins more"
+            more = f"`--on {cluster.name}:{-(-ranks // per_node)}` has enough nodes" if joined else missing
             raise ClusterError(f"cluster {cluster.name!r}: {ranks} ranks, but {found}; {more}")
         return tuple(Place(*divmod(rank, per_node)) for rank in range(ranks))
     if len(devices) != ranks:
@@ -134,8 +135,7 @@ def fabric(
     found = channels(wiring)
     joined = wiring.hosts > 1
     hop = _ring_hops(found)
-    hosted = found.inside.hosted
-    routes = wiring.routes(hop.source, hop.target, hosted=hosted)
+    routes = wiring.routes(hop.source, hop.target, hosted=found.hosted)
     load = wiring.load_s(routes, hop.share)
     far = wiring.host[hop.source] != wiring.host[hop.target]
     net_s = float(wiring.load_s(routes, np.where(far, hop.share, 0.0)).max()) if joined else 0.0
@@ -154,7 +154,7 @@ def fabric(
     ranks = len(places)
     within = ranks - wiring.hosts if joined else ranks if ranks > 1 else 0
     tree = load_of(
-        wiring, [(algorithms.all_reduce.tree(order), share) for order, share in found.grouped()], hosted=hosted
+        wiring, [(algorithms.all_reduce.tree(order), share) for order, share in found.grouped()], hosted=found.hosted
     )
     busy = {"ring": wiring.folded(load / slowest) if slowest else {}, "tree": tree.busy}
     port = found.inside.port_bytes_per_s
@@ -184,10 +184,16 @@ def fabric(
 def _one_node(wiring: Wiring, resources: Numbers) -> Numbers:
     """Return resources, each once, with those of all nodes taken for those of the first; one stands for the network."""
     inside = len(wiring.nodes) * wiring.size
-    return np.unique(np.where(resources < inside, resources % wiring.size, inside))
+    # resources of the first node, and one more for the network
+    used = np.zeros(wiring.size + 1, bool)
+    near = resources < inside
+    used[resources[near] % wiring.size] = True
+    used[wiring.size] = not near.all()
+    found = np.flatnonzero(used)
+    return np.where(found < wiring.size, found, inside)
 
 
-def load_of(wiring: Wiring, parts: Sequence[tuple[Steps, float]], *, hosted: bool = False) -> Load:
+def load_of(wiring: Wiring, parts: Sequence[tuple[Steps, float]], *, hosted: Numbers | None = None) -> Load:
     """Return what algorithms that run at the same time ask of the links, each with its share of the buffer.
 
     Step by step, all parts' messages at once; a step takes as long as its fullest link. That is what max-min sharing
@@ -219,8 +225,8 @@ def _switched(wiring: Wiring, found: Channels) -> dict[tuple[str, str], Load]:
         return {(kind, "nvls"): load_of(wiring, [(steps, 1.0)]) for kind, steps in made.items()}
     if (found.sizes != found.sizes[0]).any():
         return {}
-    (groups, _), *_ = found.grouped()
-    return {("all_reduce", "nvls tree"): load_of(wiring, [(algorithms.all_reduce.nvls_tree(groups), 1.0)])}
+    steps = algorithms.all_reduce.nvls_tree(found.first_groups())
+    return {("all_reduce", "nvls tree"): load_of(wiring, [(steps, 1.0)])}
 
 
 class _Hops(NamedTuple):

@@ -3,7 +3,8 @@
 Model
     A round costs what the point-to-point table says of its largest message. Where messages of a round share links, what
     the table has beyond an empty message's time takes as many times longer as the fullest link is busier than the
-    message alone would keep it. Adding what came costs bytes / reduce rate, after all of it came. Ranks that are no power of two are folded.
+    message alone would keep it. Adding what came costs bytes / reduce rate, after all of it came. Ranks that are no
+    power of two are folded.
     The algorithm is the one that the library's rules choose (`Library.choice`), or the fastest where nobody knows;
     where several ranks share each node that may be a hierarchical one.
 
@@ -125,7 +126,7 @@ class Messages:
 class Algorithms:
     """The algorithms that a library has for one kind of collective between the ranks of *wiring*; *only* one if named.
 
-    Raises ProfileError if *only* names none of them.
+    Raises UnknownNameError if *only* names none of them.
     """
 
     def __init__(

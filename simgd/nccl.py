@@ -17,6 +17,17 @@ Time (`Candidate.seconds`): what that model leaves out is added
       one hop. Chunks are smaller for smaller buffers.
     The bandwidths are what the links carry, from the steps and the graph (`fabrics`).
 
+Where NCCL's choice has other numbers (v2.28.3)
+    - Trees over two nodes: half of a ring's rate, where here each node sends every byte once. Levels of a tree: log2 of
+      the nodes rounded down, here up; its chain: the mean number of ranks of a node, here the largest.
+    - Broadcasts: n hops of the slowest sort, or one where all rings are alike; here the n - 1 hops as they come.
+    - Rings over nodes: at least 1 or 2 us a step for posting to the network (Simple 3 times that), here only hops; the
+      plateau from 64 bytes a channel and rank on, here for all; 1.9 before Ampere (none in v2.5), here 1.4.
+    - Delays of a NIC count twice with Simple, here more switches once.
+    - NVLS: by its own search's channels, of which one less counts; here by a port's bytes. Its trees: what a ring over
+      the NICs reaches, with a cap on each channel; here what the steps reach.
+    - Trees of v2.5 (Volta, Pascal): 0.9, LL 1/3, at most 90 GB/s (70 over nodes); here as later ones.
+
 What it leaves out
     CollNet and PAT; how channels that began in step drift apart, which makes long messages up to a tenth faster; that
     one process which drives several GPUs launches one after another.

@@ -61,7 +61,7 @@ class Transfer:
     before_s: float = 0.0
     after_s: float = 0.0
     waits_for_sends: bool = False
-    hosted: bool = False
+    hosted: Numbers | None = None
 
     @property
     def pipelined(self) -> bool:
@@ -254,7 +254,7 @@ def of_nccl(
         pipeline_s=candidate.latency_s - candidate.base_s,
         before_s=candidate.kernel_s + candidate.base_s,
         after_s=candidate.extra_s(nbytes),
-        hosted=fabric.channels.inside.hosted,
+        hosted=fabric.channels.hosted,
     )
 
 

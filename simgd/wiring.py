@@ -71,11 +71,11 @@ class Wiring:
             capacity.append(self.net.cables * self.cable_bytes_per_s)
         self.capacity: Reals = np.concatenate(capacity)
 
-    def routes(self, source: Numbers, target: Numbers, *, hosted: bool = False) -> Routes:
+    def routes(self, source: Numbers, target: Numbers, *, hosted: Numbers | None = None) -> Routes:
         """Return what messages from ranks *source* to ranks *target* cross.
 
-        A number of a rank or more is the NVSwitches of the other end's node. *hosted* messages between devices of one
-        host pass through that, whatever else joins them.
+        A number of a rank or more is the NVSwitches of the other end's node. Messages between devices of one of the
+        hosts of the numbers *hosted* pass through that, whatever else joins them.
         """
         found: list[Routes] = []
         many = len(self.cluster.devices)
@@ -89,14 +89,18 @@ class Wiring:
         between = np.flatnonzero((source < ranks) & (target < ranks))
         source, target = source[between], target[between]
         near = self.node[source] == self.node[target]
+        through = np.isin(self.host[source], () if hosted is None else hosted)
+        through &= self.host[source] == self.host[target]
         pair = self.device[source] * many + self.device[target]
         for code in np.unique(pair[near]):
             a, b = divmod(int(code), many)
             if a != b:
                 one, other = self.cluster.devices[a], self.cluster.devices[b]
-                way = (self.inside.hosted(one, other) if hosted else None) or self.inside.between(one, other)
-                which = np.flatnonzero(near & (pair == code))
-                found.append(self._inside(way, between[which], self.node[source[which]]))
+                those = np.flatnonzero(near & (pair == code))
+                for which, inner in ((those[through[those]], True), (those[~through[those]], False)):
+                    if len(which):
+                        way = (self.inside.hosted(one, other) if inner else None) or self.inside.between(one, other)
+                        found.append(self._inside(way, between[which], self.node[source[which]]))
         far = np.flatnonzero(~near)
         if len(far):
             for code in np.unique(pair[far]):

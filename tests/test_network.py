@@ -1,7 +1,9 @@
 """What a collective demands: the model, corrected by what was measured."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 import pytest
@@ -9,19 +11,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simgd import fabrics, files
-from simgd.collectives import bus_bytes_per_s
+from simgd.collectives import bus_bytes_per_s, bus_share
 from simgd.errors import ClusterError, ProfileError
 from simgd.network import (
+    ASSUMED_STEP_S,
     ASSUMED_UNCERTAINTY,
     LATENCY_DOUBT,
+    LEAST_USE,
     MODEL_UNCERTAINTY,
     Call,
     Demand,
+    Fidelity,
     Network,
     at_link_rate,
     at_rate,
 )
-from simgd.profile import CollectiveKind, Curve, Fit, Origin, PointToPoint, Profile, Sample, Segment
+from simgd.profile import CollectiveKind, Curve, Fit, Library, Origin, PointToPoint, Profile, Sample, Segment
 
 PROFILES = Path(__file__).parent.parent / "calibration" / "profiles"
 GIB = 2**30
@@ -412,3 +417,139 @@ def test_noise_of_small_messages_makes_no_time_negative_on_a_slower_link() -> No
         times = [scaled.seconds("all_reduce", nbytes, 2) for nbytes in (1, 8, 512, 1024, 2**20)]
         assert times == sorted(times)
         assert times[0] > 0
+
+
+# --- which links a collective uses ---------------------------------------------------------------------------------
+
+EVERY_KIND: tuple[CollectiveKind, ...] = get_args(CollectiveKind)
+
+
+def used(found: Network, kind: CollectiveKind, ranks: int, nbytes: int = GIB) -> Mapping[str, float]:
+    return found.demand(Call(kind, nbytes, ranks)).use
+
+
+def test_a_ring_of_direct_links_fills_each_of_them_both_ways() -> None:
+    # a DGX-1 with P100: 16 NVLinks, all in rings, and nothing else
+    busy = used(network("dgx1-p100"), "all_reduce", 8)
+    assert len(busy) == 32
+    assert busy == pytest.approx(dict.fromkeys(busy, 1.0))
+    assert {"gpu0>gpu1", "gpu1>gpu0"} <= busy.keys()
+
+
+def test_a_ring_over_nodes_fills_nics_and_what_leads_to_them_in_their_shares() -> None:
+    # a DGX H100 of 8 NICs: rings move 384 GB/s over them; each GPU sends on 7/8 of them inside, of a port of 370.8 GB/s
+    busy = used(network("dgx-h100", 2), "all_gather", 16)
+    assert busy["nic0>network"] == busy["network>nic7"] == pytest.approx(1.0)
+    assert busy["gpu0>nvswitch0"] == pytest.approx(384 * 7 / 8 / 370.8)
+
+
+def test_an_all_to_all_in_a_node_fills_every_port_and_over_nodes_the_ways_to_the_nics() -> None:
+    alone, two = used(network("dgx-h100"), "all_to_all", 8), used(network("dgx-h100", 2), "all_to_all", 16)
+    assert alone == pytest.approx(dict.fromkeys(alone, 1.0))
+    # 8/16 of a buffer over PCIe of 48 GB/s, 7/16 through a port of 370.8 GB/s meanwhile
+    assert two["gpu0>pcie0"] == pytest.approx(1.0)
+    assert two["gpu0>nvswitch0"] == pytest.approx(7 / 8 * 48 / 370.8)
+
+
+def test_an_exchange_uses_the_links_between_partners_alone() -> None:
+    busy = used(network("dgx1-p100"), "exchange", 8)
+    pairs = {f"gpu{a}>gpu{a ^ 1}" for a in range(8)}
+    assert busy == pytest.approx(dict.fromkeys(pairs, 1.0))
+
+
+def test_the_way_to_a_server_is_full_and_that_of_each_worker_has_its_part() -> None:
+    pushed, pulled = used(network("dgx-h100"), "push", 8), used(network("dgx-h100"), "pull", 8)
+    assert (pushed["nvswitch0>gpu7"], pushed["gpu0>nvswitch0"]) == pytest.approx((1.0, 1 / 7))
+    assert (pulled["gpu7>nvswitch0"], pulled["nvswitch0>gpu0"]) == pytest.approx((1.0, 1 / 7))
+
+
+def test_a_server_on_a_cpu_node_receives_what_four_workers_send() -> None:
+    found = network("xeon-edr")
+    pushed, pulled = used(found, "push", 5), used(found, "pull", 5)
+    assert (pushed["network>nic"], pushed["nic>network"]) == pytest.approx((1.0, 1 / 4))
+    assert (pulled["network>nic"], pulled["nic>network"]) == pytest.approx((1 / 4, 1.0))
+
+
+@pytest.mark.parametrize(("name", "nodes"), [("dgx1-p100", 1), ("dgx-h100", 2), ("pcie-box", 1), ("xeon-edr", 1)])
+@pytest.mark.parametrize("kind", EVERY_KIND)
+def test_the_busiest_link_of_a_collective_is_full(name: str, nodes: int, kind: CollectiveKind) -> None:
+    found = network(name, nodes)
+    for ranks in (2, 3, 5, 8):
+        busy = used(found, kind, ranks)
+        assert max(busy.values()) == pytest.approx(1.0)
+        assert min(busy.values()) >= LEAST_USE
+    assert used(found, kind, 1) == {"network": 1.0}
+
+
+# --- kinds that no ring serves ---------------------------------------------------------------------------------------
+
+
+def test_kinds_that_go_straight_take_the_time_of_their_fullest_link_on_gpus() -> None:
+    found = network("dgx-h100")
+    # a kernel of 5 us, 8.4 + 3.4 us of NCCL's Simple protocol, and a port of 370.8 GB/s
+    shares: dict[CollectiveKind, float] = {"all_to_all": 7 / 8, "exchange": 1.0, "push": 7.0, "pull": 7.0}
+    kernel_s = found.profile.memory.kernel if found.profile.memory is not None else 0.0
+    for kind, share in shares.items():
+        demand = found.demand(Call(kind, 10**9, 8))
+        assert demand.algorithm == "direct"
+        assert demand.solo_s == pytest.approx(kernel_s + 11.8e-6 + share / 370.8)
+        assert demand.latency_s == pytest.approx(kernel_s + 11.8e-6)
+
+
+def test_kinds_that_go_straight_take_the_rounds_of_mpi_on_cpus() -> None:
+    # 1 us and 10 GB/s; sums at 5 GB/s
+    points = ((0.0, 1e-6), (1e6, 101e-6))
+    table = PointToPoint(origin="measured", source="a test", points=points)
+    library = Library(name="mpi", origin="measured", source="a test", reduce_bytes_per_s=5e9)
+    found = network("xeon-edr", point_to_point=table, library=library)
+    expected: dict[CollectiveKind, tuple[str, float]] = {
+        "all_to_all": ("pairwise", 4 * (1e-6 + 20e-6)),  # a fifth of 1 MB to each of four others
+        "exchange": ("pairs", 101e-6),
+        "push": ("direct", 1e-6 + 4 * 100e-6 + 4 * 200e-6),  # over the server's link, and added there
+        "pull": ("direct", 1e-6 + 4 * 100e-6),
+    }
+    for kind, (algorithm, seconds) in expected.items():
+        demand = found.demand(Call(kind, 10**6, 5))
+        assert demand.algorithm == algorithm
+        assert demand.solo_s == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("name", ["dgx-h100", "xeon-edr"])
+@pytest.mark.parametrize("kind", EVERY_KIND)
+@pytest.mark.parametrize("fidelity", ["collectives", "flows"])
+def test_one_rank_takes_no_time_whatever_the_kind(name: str, kind: CollectiveKind, fidelity: Fidelity) -> None:
+    profile = shipped(name)
+    demand = Network(profile.cluster, profile, fidelity=fidelity).demand(Call(kind, GIB, 1))
+    assert (demand.solo_s, demand.latency_s, demand.algorithm) == (0.0, 0.0, "none")
+
+
+def test_without_a_known_library_messages_that_go_straight_are_modelled_too() -> None:
+    found = network("dgx-a100", library=None, curves=())
+    demand = found.demand(Call("all_to_all", 10**9, 8))
+    assert (demand.algorithm, demand.origin) == ("direct", "assumed")
+    assert demand.solo_s == pytest.approx(ASSUMED_STEP_S + 7 / 8 / 240)
+
+
+# --- large machines --------------------------------------------------------------------------------------------------
+
+LARGE = network("dgx-h100", 2048)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in EVERY_KIND if kind != "all_to_all"])
+def test_sixteen_thousand_ranks_are_answered(kind: CollectiveKind) -> None:
+    demand = LARGE.demand(Call(kind, GIB, 16384))
+    # all ranks send or get this much through a GPU's port at least
+    assert demand.solo_s > bus_share(kind, 16384) * GIB / 400e9
+    assert max(demand.use.values()) == pytest.approx(1.0)
+
+
+def test_a_push_of_sixteen_thousand_ranks_waits_for_the_servers_pcie() -> None:
+    # 16,376 workers on other nodes, 1 MB each, over 48 GB/s
+    assert LARGE.seconds("push", 10**6, 16384) == pytest.approx(16376e6 / 48e9, rel=1e-3)
+
+
+def test_too_many_messages_at_once_are_refused_in_one_line() -> None:
+    with pytest.raises(ClusterError) as error:
+        LARGE.demand(Call("all_to_all", GIB, 16384))
+    assert str(error.value).startswith("direct all-to-all of 16384 ranks: 268,419,072 transfers at once; at most ")
+    assert "\n" not in str(error.value)
