@@ -202,12 +202,12 @@ def load_of(wiring: Wiring, parts: Sequence[tuple[Steps, float]], *, hosted: Num
     seconds = 0.0
     busy = np.zeros(len(wiring.capacity))
     for together in zip(*(algorithms.patterns(steps) for steps, _ in parts), strict=True):
-        source = np.concatenate([pattern.source for pattern in together])
-        target = np.concatenate([pattern.target for pattern in together])
-        nbytes = np.concatenate(
-            [pattern.bytes_share * share for pattern, (_, share) in zip(together, parts, strict=True)]
-        )
-        load = together[0].repeat * wiring.load_s(wiring.routes(source, target, hosted=hosted), nbytes)
+        load = np.zeros(len(wiring.capacity))
+        # part by part: the routes of a tree of 16,384 ranks take 7 MB, and there may be eight
+        for pattern, (_, share) in zip(together, parts, strict=True):
+            routes = wiring.routes(pattern.source, pattern.target, hosted=hosted)
+            load += wiring.load_s(routes, pattern.bytes_share * share)
+        load *= together[0].repeat
         seconds += float(load.max(initial=0.0))
         busy += load
     return Load(seconds, wiring.folded(busy / seconds) if seconds else {})

@@ -67,6 +67,7 @@ class NodeRoutes:
         self._number = {name: number for number, name in enumerate(cluster.devices)}
         self._nic = {name: number for number, name in enumerate(cluster.nics)}
         self._ways: dict[tuple[str, str], Way] = {}
+        self._nets: dict[tuple[str, str, int | None], Way | None] = {}
 
     def between(self, a: str, b: str) -> Way:
         """Return the way from device *a* to device *b* of the same node.
@@ -114,7 +115,7 @@ class NodeRoutes:
             ways = [
                 (self._to_nic(a, nic), way, self._to_nic(other, b))
                 for other in self.nearest_nics(b)
-                if (way := self.direct(nic, other) or self._spread(nic, other, ("switch",), number=number)) is not None
+                if (way := self._net(nic, other, number)) is not None
             ]
             # the weights of one hop have the sum 1
             hops = [round(sum(way.weights)) for _, way, _ in ways]
@@ -128,6 +129,13 @@ class NodeRoutes:
                 for resource, share in zip(part.resources, part.weights, strict=True):
                     weight[resource] = weight.get(resource, 0.0) + share / len(pairs) / len(ways)
         return Way(tuple(weight), tuple(weight.values()), "net")
+
+    def _net(self, start: str, end: str, number: int | None) -> Way | None:
+        """Return the way between two NICs, if there is one."""
+        key = (start, end, number)
+        if key not in self._nets:
+            self._nets[key] = self.direct(start, end) or self._spread(start, end, ("switch",), number=number)
+        return self._nets[key]
 
     def _to_nic(self, start: str, end: str) -> Way:
         """Return the way between a device and a NIC near to it, in either direction."""

@@ -5,7 +5,7 @@ one array holds what each carries, in bytes a second. A message is a source and 
 resources by weights. Both levels of detail stand on this: the load of a step's links (`load_s`), and flows one by one.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -92,21 +92,16 @@ class Wiring:
         through = np.isin(self.host[source], () if hosted is None else hosted)
         through &= self.host[source] == self.host[target]
         pair = self.device[source] * many + self.device[target]
-        for code in np.unique(pair[near]):
-            a, b = divmod(int(code), many)
+        for code, those in _alike(pair, np.flatnonzero(near)):
+            a, b = divmod(code, many)
             if a != b:
                 one, other = self.cluster.devices[a], self.cluster.devices[b]
-                those = np.flatnonzero(near & (pair == code))
                 for which, inner in ((those[through[those]], True), (those[~through[those]], False)):
                     if len(which):
                         way = (self.inside.hosted(one, other) if inner else None) or self.inside.between(one, other)
                         found.append(self._inside(way, between[which], self.node[source[which]]))
-        far = np.flatnonzero(~near)
-        if len(far):
-            for code in np.unique(pair[far]):
-                a, b = divmod(int(code), many)
-                which = far[pair[far] == code]
-                found += self._across(a, b, between[which], source[which], target[which])
+        for code, which in _alike(pair, np.flatnonzero(~near)):
+            found += self._across(*divmod(code, many), between[which], source[which], target[which])
         if not found:
             return Routes(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
         return Routes(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
@@ -195,3 +190,10 @@ class Wiring:
             assert self.cluster.interconnect is not None
             return self.cluster.interconnect.kind
         return self.inside.link_kinds[resource % self.size]
+
+
+def _alike(codes: Numbers, which: Numbers) -> Iterator[tuple[int, Numbers]]:
+    """Yield each code that stands at the places *which*, and those of them where it does."""
+    order = which[np.argsort(codes[which], kind="stable")]
+    found, starts = np.unique(codes[order], return_index=True)
+    yield from zip(found.tolist(), np.split(order, starts[1:]), strict=False)

@@ -130,11 +130,13 @@ def demand(run: Run, nbytes: int, algorithm: str = "", curve: Curve | None = Non
     return found.demand(Call(run.kind, nbytes, run.ranks, found.spread(run.ranks, run.nodes)))
 
 
-def errors(run: Run) -> list[Error]:
-    """Return the errors of the model, by size."""
+def errors(run: Run, model: Network | None = None) -> list[Error]:
+    """Return the errors by size of the shipped cluster's network, or of another *model*."""
+    model = model or network(run.cluster)
+    devices = model.spread(run.ranks, run.nodes)
     found = []
     for nbytes, seconds in measured(run).items():
-        predicted = demand(run, nbytes)
+        predicted = model.demand(Call(run.kind, nbytes, run.ranks, devices))
         found.append(Error(nbytes, predicted.solo_s / seconds - 1, predicted.algorithm))
     return found
 
@@ -194,13 +196,16 @@ RULES: dict[str, Rule] = {
 }
 
 
-def halves(run: Run) -> list[tuple[Points, Points]]:
-    """Return every second size of a run as a curve and those between them, twice: beginning with the first and with
-    the second. Without sizes in doubt; empty for runs of less than 10 sizes."""
+def thinned(run: Run, gap: int = 2) -> list[tuple[Points, Points]]:
+    """Return each *gap*-th size of a run as a curve, and those between them; once for each size to begin with.
+
+    Without sizes in doubt; empty for runs of less than 10 sizes.
+    """
     points = [(size, seconds) for size, seconds in measured(run).items() if size not in run.doubt]
     if len(points) < 10:
         return []
-    return [(points[first::2], points[first + 1 : -1 : 2]) for first in (0, 1)]
+    curves = [points[first::gap] for first in range(gap)]
+    return [(kept, [each for each in points if kept[0] < each < kept[-1] and each not in kept]) for kept in curves]
 
 
 def as_curve(run: Run, points: Points) -> Curve:
@@ -216,10 +221,10 @@ def as_curve(run: Run, points: Points) -> Curve:
     )
 
 
-def left_out(run: Run, rule: Rule | None = None) -> list[float]:
+def left_out(run: Run, rule: Rule | None = None, gap: int = 2) -> list[float]:
     """Return the relative errors at sizes left out of the curve, by *rule*, or by a network that has the curve."""
     found = []
-    for kept, others in halves(run):
+    for kept, others in thinned(run, gap):
         curve = as_curve(run, kept)
         for nbytes, seconds in others:
             place = bisect_right(kept, nbytes, key=lambda point: point[0])
@@ -271,13 +276,16 @@ def left_out_table() -> list[str]:
     lines = [f"| run | {' | '.join(RULES)} |", f"|---|{'---|' * len(RULES)}"]
     every: dict[str, list[float]] = {name: [] for name in RULES}
     for run in RUNS:
-        if not halves(run):
+        if not thinned(run):
             continue
         found = {name: left_out(run, rule) for name, rule in RULES.items()}
         lines.append(f"| {run.name}, {run.kind} | {' | '.join(shown(figures(each)) for each in found.values())} |")
         for name, each in found.items():
             every[name] += each
     lines.append(f"| **all** | {' | '.join(f'**{shown(figures(each))}**' for each in every.values())} |")
+    for gap in (4, 8):
+        found = {name: [error for run in RUNS for error in left_out(run, rule, gap)] for name, rule in RULES.items()}
+        lines.append(f"| all, one size of {gap} kept | {' | '.join(shown(figures(each)) for each in found.values())} |")
     return lines
 
 

@@ -1,7 +1,8 @@
 """Times NCCL's collectives by size with each algorithm and protocol forced: ``python3 measure.py OUT.json [RANKS]``.
 
-Each setting has its own processes, since NCCL reads some of its variables once. "graph" times are those of one operation in a
-captured graph of several on different buffers; "loop" times those of nccl-tests: a loop of 20 calls on one buffer.
+Each setting has its own processes, since NCCL reads some of its variables once. "graph" times are those of one
+operation in a captured graph of several on different buffers; "loop" times those of nccl-tests: a loop of 20 calls on
+one buffer.
 """
 
 import json
