@@ -147,10 +147,8 @@ def fabric(
         joint = cluster.interconnect
         networks = [kind for kind in kinds if kind in NETWORK_KINDS]
         path = networks[0] if networks or joint is None else joint.kind
-    net_extra_s = 0.0
-    if wiring.net is not None and cluster.interconnect is not None:
-        crossed = int(wiring.switches(hop.source, hop.target).max())
-        net_extra_s = (crossed - 1) * float(cluster.interconnect.latency)
+    crossed = int(wiring.switches(hop.source, hop.target).max(initial=1))
+    net_extra_s = max(0, crossed - 1) * cluster.switch_latency_s
     ranks = len(places)
     within = ranks - wiring.hosts if joined else ranks if ranks > 1 else 0
     tree = load_of(

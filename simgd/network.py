@@ -412,7 +412,7 @@ class Network:
         messages = mpi.Messages(
             points=points,
             extra_s=fabric.net_later_s,
-            switch_s=float(joint.latency) if joint is not None else 0.0,
+            switch_s=self.cluster.switch_latency_s,
             add_s_per_byte=1 / library.reduce_bytes_per_s
             if library is not None and library.reduce_bytes_per_s
             else 0.0,

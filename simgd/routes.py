@@ -23,13 +23,14 @@ class Way(NamedTuple):
     """A route: which resources a message crosses and what share of its bytes each carries.
 
     `kind` is that of its links, "net" between hosts; `nics` the numbers of the NICs where it leaves or enters a node,
-    with their shares.
+    with their shares; `switches` how many explicit switches of a network it crosses.
     """
 
     resources: tuple[int, ...]
     weights: tuple[float, ...]
     kind: str
     nics: tuple[tuple[int, float], ...] = ()
+    switches: int = 0
 
 
 class _Edge(NamedTuple):
@@ -76,7 +77,11 @@ class NodeRoutes:
         """
         way = self._ways.get((a, b))
         if way is None:
-            way = self._ways[a, b] = self._between(a, b)
+            way = self._between(a, b)
+            # each byte crosses one cable more than switches
+            parts = zip(way.resources, way.weights, strict=True)
+            cables = sum(weight for resource, weight in parts if self.link_kinds[resource] in NETWORK_KINDS)
+            way = self._ways[a, b] = way._replace(switches=max(0, round(cables) - 1))
         return way
 
     def direct(self, a: str, b: str) -> Way | None:

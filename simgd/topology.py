@@ -159,6 +159,13 @@ class Cluster(Document, frozen=True, kw_only=True, tag="simgd cluster"):
         return self.nodes * len(self.devices)
 
     @property
+    def switch_latency_s(self) -> float:
+        """The latency of one more switch of the network with its cable; 0 without a network."""
+        if self.interconnect is not None:
+            return float(self.interconnect.latency)
+        return max((float(link.latency) for link in self.links if link.kind in NETWORK_KINDS), default=0.0)
+
+    @property
     def hosts(self) -> dict[str, int]:
         """The number of the host that each vertex of a node stands in: what is joined without network links."""
         return components(self.vertices, [link for link in self.links if link.kind not in NETWORK_KINDS])

@@ -137,6 +137,10 @@ class Wiring:
     def switches(self, source: Numbers, target: Numbers) -> Numbers:
         """Return how many switches of the network the messages cross, 0 inside a node."""
         crossed = np.zeros(len(source), np.int64)
+        between = np.flatnonzero((self.node[source] == self.node[target]) & (self.host[source] != self.host[target]))
+        for at in between.tolist():
+            ends = (self.cluster.devices[self.device[side[at]]] for side in (source, target))
+            crossed[at] = self.inside.between(*ends).switches
         if self.net is not None:
             far = np.flatnonzero(self.node[source] != self.node[target])
             nics = self.net.nics
@@ -147,8 +151,10 @@ class Wiring:
                     for place, name in enumerate(self.cluster.devices)
                 ]
             )
-            ends = [self.nodes[self.node[side[far]]] * nics + gate[self.device[side[far]]] for side in (source, target)]
-            crossed[far] = self.net.switches(*ends)
+            gates = [
+                self.nodes[self.node[side[far]]] * nics + gate[self.device[side[far]]] for side in (source, target)
+            ]
+            crossed[far] = self.net.switches(*gates)
         return crossed
 
     def load_s(self, routes: Routes, nbytes: Reals) -> Reals:

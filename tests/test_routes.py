@@ -12,6 +12,7 @@ from strategies import cases
 
 from simgd import files
 from simgd.errors import ClusterError
+from simgd.fabrics import fabric, placement
 from simgd.routes import NodeRoutes, Way, usable_rates
 from simgd.topology import Cluster
 from simgd.units import Rate
@@ -394,3 +395,14 @@ def test_one_rate_belongs_to_each_direction_of_a_link(of: Cluster) -> None:
     rates = {each.ends: Rate(each.bandwidth) for each in of.links}
     for (a, b), rate in zip(found.names, found.capacity, strict=True):
         assert rate == rates.get((a, b), rates.get((b, a)))
+
+
+def test_explicit_switches_are_counted_and_each_beyond_the_first_adds_its_latency() -> None:
+    own = files.read(Path(__file__).parent / "data" / "own-machine.toml", Cluster)
+    found = routes(own)
+    crossed_by = {(a, b): found.between(a, b).switches for a in own.devices for b in own.devices if a != b}
+    assert crossed_by["big/gpu0", "big/gpu3"] == 0
+    assert crossed_by["big/gpu0", "pair/gpu1"] == 1  # leaf0
+    assert crossed_by["pair/gpu0", "cards/gpu1"] == 3  # leaf0, a spine, leaf1
+    # every cable of this network has 200 ns
+    assert fabric(own, placement(own, own.size)).net_extra_s == pytest.approx(2 * 200e-9)

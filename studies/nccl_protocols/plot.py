@@ -56,6 +56,7 @@ def draw(path: Path) -> None:
     axes.plot([], [], "|", color="black", markersize=14, label="another algorithm or protocol begins")
     axes.legend(frameon=False, fontsize=9)
     figure.savefig(path, dpi=110)
+    plt.close(figure)
 
 
 def main(arguments: Sequence[str]) -> None:

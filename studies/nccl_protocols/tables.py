@@ -184,7 +184,7 @@ def kinds() -> list[str]:
     for kind in ("all_reduce", "all_gather", "reduce_scatter", "broadcast"):
         seconds = measured(kind)
         cells = [
-            f"{1e6 * seconds[nbytes]:.1f} ({100 * (network.seconds(kind, nbytes, RANKS) / seconds[nbytes] - 1):+.0f} %)"
+            f"{1e6 * seconds[nbytes]:.1f} ({round(100 * (network.seconds(kind, nbytes, RANKS) / seconds[nbytes] - 1)):+d} %)"
             for nbytes in SIZES
         ]
         rows.append([kind, *cells])
