@@ -141,7 +141,7 @@ def _nccl_2026(*, nvls_share: float = 0.0) -> tuple[Protocol, ...]:
     )  # fmt: skip
     if not nvls_share:
         return protocols
-    hop_us = {"nvlink": (25.0, 25.0)}
+    hop_us = {"nvlink": (25.0, 25.0), "net": (20.9, 20.9)}
     return (*protocols, Protocol(name="NVLS", base_ring_us=0.0, base_tree_us=0.0, efficiency=nvls_share, hop_us=hop_us))
 
 
@@ -549,7 +549,7 @@ GPUS = (
             library=_library(
                 _nccl_2026(nvls_share=0.85),
                 NCCL_2026_SOURCE.format(
-                    more="; NVLS 25 us and 0.85 of the links (nvlsEfficiency, Hopper)",
+                    more="; NVLS 25 us, 20.9 us a hop of its trees over nodes, 0.85 of the links (Hopper)",
                 ),
                 HOPPER,
             ),
@@ -574,7 +574,7 @@ GPUS = (
             library=_library(
                 _nccl_2026(nvls_share=0.74),
                 NCCL_2026_SOURCE.format(
-                    more="; NVLS 25 us and 0.74 of the links (nvlsEfficiency, Blackwell)",
+                    more="; NVLS 25 us, 20.9 us a hop of its trees over nodes, 0.74 of the links (Blackwell)",
                 ),
                 BLACKWELL,
             ),

@@ -237,7 +237,8 @@ def _tree(fabric: Fabric, library: Library, protocol: Protocol) -> Candidate:
         TREE_CORRECTION.get(protocol.name, ()),
         1 / expected,
         channels=library.channels if channel else 0,
-        channel_s_per_byte=2 / channel if channel else 0.0,
+        # a rank inside the tree receives and sends on, up and down; of two ranks none is
+        channel_s_per_byte=(1 if fabric.ranks == 2 else 2) / channel if channel else 0.0,
         least=protocol.least_bytes,
         base_s=1e-6 * protocol.base_tree_us,
         hops_s=(1e-6 * inside_us, 1e-6 * net_us),

@@ -1,8 +1,8 @@
 """What a collective demands of the network: its time alone, and which resources it shares.
 
 Precedence, from strong to weak
-    1. A curve measured for the same kind, ranks and nodes: model x g, where g = measured / model is linear in log bytes
-       between the points and held beyond the ends (marked `extrapolated` there).
+    1. A curve measured for the same kind, ranks and nodes: model x g, where g = (a time linear in bytes between the
+       points) / model; g is held beyond the ends (marked `extrapolated` there).
     2. A fit, linear in bytes by segments, for the same kind, ranks and nodes, likewise as a ratio to the model. Fits
        taken at several rates of the interconnect give the time at another rate: a message costs work of the host and
        its bytes over the rate, so time is linear in 1/rate between the two nearest ones ("modelled"). Beyond them both

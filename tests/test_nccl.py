@@ -220,9 +220,9 @@ def test_reduction_in_the_switches_is_as_fast_as_a_port_that_carries_the_buffer_
 
 
 @pytest.mark.parametrize(("nodes", "levels"), [(2, 1), (4, 2), (16, 4)])
-def test_a_tree_of_switches_climbs_the_network_with_simples_hops(nodes: int, levels: int) -> None:
+def test_a_tree_of_switches_climbs_the_network_with_its_own_hops(nodes: int, levels: int) -> None:
     joined = found(machine(f"dgx-h100:{nodes}"), "all_reduce", 8 * nodes)["nvls tree"]
-    assert joined.latency_s == pytest.approx(1e-6 * (25 + 2 * levels * 14))
+    assert joined.latency_s == pytest.approx(1e-6 * (25 + 2 * levels * 20.9))
     # beyond two nodes an inner node sends the buffer twice over its 8 NICs of 48 GB/s; two nodes send it once, and
     # there the ports of the GPUs are slower, of which 0.85 are reached
     expected = 0.85 * 370.8e9 / (1 + 1 / 8) if nodes == 2 else 8 * 48e9 / 2

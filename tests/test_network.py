@@ -92,13 +92,17 @@ def test_a_measured_curve_is_met_at_its_points() -> None:
         assert (demand.origin, demand.extrapolated, demand.uncertainty) == ("published", False, 0.05)
 
 
-def test_between_points_the_ratio_to_the_model_is_linear_in_log_bytes_and_held_beyond() -> None:
+def test_between_points_time_is_linear_in_bytes_and_the_ratio_to_the_model_is_held_beyond() -> None:
     plain = network("dgx1-p100")
     model = {n: plain.seconds("all_reduce", n, 8) for n in (10**5, 10**6, 10**7, 10**8, 10**9)}
-    found = network("dgx1-p100", curves=(curve(8, 1, (10**6, 2 * model[10**6]), (10**8, 4 * model[10**8])),))
-    ratios = {n: found.seconds("all_reduce", n, 8) / model[n] for n in model}
-    # half way in log bytes: (2 + 4) / 2
-    assert ratios == pytest.approx({10**5: 2, 10**6: 2, 10**7: 3, 10**8: 4, 10**9: 4})
+    low_s, high_s = 2 * model[10**6], 4 * model[10**8]
+    found = network("dgx1-p100", curves=(curve(8, 1, (10**6, low_s), (10**8, high_s)),))
+    times = {n: found.seconds("all_reduce", n, 8) for n in model}
+    # 9 MB of the 99 MB between the points: 1/11 of the way
+    between_s = low_s + (high_s - low_s) / 11
+    assert times == pytest.approx(
+        {10**5: 2 * model[10**5], 10**6: low_s, 10**7: between_s, 10**8: high_s, 10**9: 4 * model[10**9]}
+    )
     marks = [found.demand(Call("all_reduce", n, 8)).extrapolated for n in model]
     assert marks == [True, False, False, False, True]
 

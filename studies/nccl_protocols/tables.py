@@ -126,6 +126,11 @@ def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
 
 
+def _error(predicted_s: float, measured_s: float) -> str:
+    """Return the error in per cent; no "-0"."""
+    return f"{round(100 * (predicted_s / measured_s - 1)):+d}"
+
+
 def times() -> list[str]:
     """Return measured microseconds by algorithm and size."""
     rows = [
@@ -141,11 +146,11 @@ def model_errors() -> list[str]:
     rows = []
     for algorithm, protocol in FORCED:
         model, seconds = candidate(algorithm, protocol), forced(algorithm, protocol)
-        pairs = [
-            (model.estimate_s(nbytes) / seconds[nbytes], model.seconds(nbytes) / seconds[nbytes]) for nbytes in SIZES
-        ]
         formula, simgd = mean_errors(algorithm, protocol)
-        cells = [f"{100 * (a - 1):+.0f} / {100 * (b - 1):+.0f}" for a, b in pairs]
+        cells = [
+            " / ".join(_error(says(nbytes), seconds[nbytes]) for says in (model.estimate_s, model.seconds))
+            for nbytes in SIZES
+        ]
         rows.append([f"{algorithm}, {protocol}", *cells, f"{formula.mean:.0f} / {simgd.mean:.0f}"])
     return _markdown(["formula / simgd, %", *map(shown_bytes, SIZES), "mean of 21 sizes"], rows)
 
@@ -184,7 +189,7 @@ def kinds() -> list[str]:
     for kind in ("all_reduce", "all_gather", "reduce_scatter", "broadcast"):
         seconds = measured(kind)
         cells = [
-            f"{1e6 * seconds[nbytes]:.1f} ({round(100 * (network.seconds(kind, nbytes, RANKS) / seconds[nbytes] - 1)):+d} %)"
+            f"{1e6 * seconds[nbytes]:.1f} ({_error(network.seconds(kind, nbytes, RANKS), seconds[nbytes])} %)"
             for nbytes in SIZES
         ]
         rows.append([kind, *cells])
@@ -204,6 +209,18 @@ def parts() -> list[str]:
     return _markdown(["mean error in %, 64 KiB-4 MiB / from 16 MiB", *groups], rows)
 
 
+def between() -> list[str]:
+    """Return the errors at sizes left out of captured curves, by rule and by how many are kept."""
+    rows = []
+    for gap, kept in ((2, "every second size"), (4, "one of four"), (8, "one of eight")):
+        found = [
+            figures(error for run in curves.RUNS for error in curves.left_out(run, rule, gap))
+            for rule in curves.RULES.values()
+        ]
+        rows.append([kept, *map(curves.shown, found)])
+    return _markdown(["kept", *curves.RULES], rows)
+
+
 #: The line in README.md that each table stands under.
 TABLES: dict[str, Callable[[], list[str]]] = {
     "What the record says: all-reduce on two H200, medians.": times,
@@ -212,6 +229,7 @@ TABLES: dict[str, Callable[[], list[str]]] = {
     "Small messages and the number of channels allowed, rings.": opened,
     "Other collectives, with NCCL's own choice.": kinds,
     "What each part of the model is worth on the captured runs.": parts,
+    "Mean / worst error in % at sizes left out.": between,
 }
 
 

@@ -243,12 +243,17 @@ def growth(path: str) -> None:
             axes.annotate("linear", shown[0], color=style.FAINT, xytext=(-2, 2), textcoords="offset points", ha="right")
             axes.set_xscale("log", base=2)
             axes.set_yscale("log")
-            axes.set_xticks(NODES[::2], [str(nodes) for nodes in NODES[::2]])
-            axes.xaxis.set_minor_locator(NullLocator())
+            ticks = [
+                tick for tick in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if min(values) / 2 < tick < max(values)
+            ]
+            axes.set_xticks(NODES[::3], [str(nodes) for nodes in NODES[::3]])
+            axes.set_yticks(ticks, [str(tick) for tick in ticks])
+            for axis in (axes.xaxis, axes.yaxis):
+                axis.set_minor_locator(NullLocator())
             axes.set_xlabel("nodes of 8 GPUs")
             axes.set_ylabel(unit)
-        left.set_title("one prediction")
-        right.set_title("peak memory of the process")
+        left.set_title("time of one prediction")
+        right.set_title("peak memory of its process")
         style.save(figure, path)
 
 
