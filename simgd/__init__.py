@@ -1,3 +1,3 @@
 """Which schedule of gradient descent is fastest, by how much, and what does it cost?"""
 
-__version__ = "0.4.0"
+__version__ = "0.5.0"

@@ -38,8 +38,8 @@ from simgd.units import Bytes, FlopRate, Rate, Seconds
 
 RUNS = 5
 
-#: The ring: one rank on each node of a star. Every rank has as many bytes: of 4,000,000 SimGrid's ring would send what is
-#: left over in a second all-reduce, which takes 4 % more.
+#: The ring: one rank on each node of a star. All parts have as many bytes: what is left over of 4,000,000 goes into a
+#: second all-reduce in SimGrid's ring, which takes 4 % more.
 RING_RANKS, RING_BYTES, CABLE_BYTES_PER_S, CABLE_S = 1024, 4 * 2**20, 12.5e9, 1e-6
 
 #: Numbers of nodes of 8 GPUs each.
