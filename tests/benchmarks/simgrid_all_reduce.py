@@ -6,7 +6,7 @@ The wall time is that of `smpirun` from start to end, without compilation, and i
 beside whatever it is compared with, since a shared machine is noisy.
 
 On two cores of a virtual machine shared with other work, 1,024 ranks took 21 to 26 s of processor time in a ring (2.1
-million messages; 48 to 64 s of wall time) and 6 s of wall time by recursive doubling. A resident size of some 8 GB is
+million messages; 13 to 64 s of wall time) and 6 s of wall time by recursive doubling. A resident size of some 8 GB is
 that of buffers shared between ranks, counted once for each rank.
 
 Ranks do not compute: buffers are shared between ranks, the reduction is skipped, and only messages take time.
