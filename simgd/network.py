@@ -24,7 +24,6 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -136,39 +135,6 @@ class _Prepared(NamedTuple):
     latency_doubt: float = 0.0
 
 
-class _Itself:
-    """A cluster as part of a key: equal to no other, so that nothing in it is compared."""
-
-    __slots__ = ("cluster",)
-
-    def __init__(self, cluster: Cluster) -> None:
-        self.cluster = cluster
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Itself) and self.cluster is other.cluster
-
-    def __hash__(self) -> int:
-        return id(self.cluster)
-
-
-#: What was found for the last so many (cluster, ranks, rates of links) serves all networks alike: those of other
-#: schedules, and of the same what-if. One of 16,384 GPUs holds 5 MB.
-@lru_cache(maxsize=16)
-def _fabric_of(
-    itself: _Itself,
-    ranks: int,
-    devices: tuple[int, ...] | None,
-    rates: tuple[tuple[str, float], ...],
-    factors: tuple[tuple[str, float], ...],
-) -> fabrics.Fabric:
-    places = fabrics.placement(itself.cluster, ranks, devices)
-    return fabrics.fabric(itself.cluster, places, dict(rates), dict(factors))
-
-
-#: Likewise; those of an all-reduce of 16,384 ranks hold 9 MB.
-_algorithms_of = lru_cache(maxsize=8)(mpi.Algorithms)
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Network:
     """The network of *cluster* with the costs of *profile*; `link_scale` makes kinds of links faster or slower.
@@ -190,6 +156,7 @@ class Network:
     _fabrics: dict[tuple[int, tuple[int, ...] | None, tuple[tuple[str, float], ...] | None], fabrics.Fabric] = field(
         default_factory=dict, repr=False
     )
+    _scaled: dict[tuple[tuple[str, float], ...], "Network"] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         """Refuse factors that no link could have."""
@@ -197,6 +164,23 @@ class Network:
             if not 0 < factor < math.inf:
                 where = f"cluster {self.cluster.name!r}: links of kind {kind!r}"
                 raise ClusterError(f"{where}: made {factor} times as fast; the factor must be above 0")
+
+    def scaled(self, link_scale: Mapping[str, float]) -> "Network":
+        """Return this network with kinds of links so many times as fast; the same one to whoever asks for the same."""
+        if not link_scale:
+            return self
+        key = tuple(sorted(link_scale.items()))
+        found = self._scaled.get(key)
+        if found is None:
+            factors = {kind: self.link_scale.get(kind, 1.0) * factor for kind, factor in link_scale.items()}
+            found = self._scaled[key] = Network(
+                self.cluster,
+                self.profile,
+                {**self.link_scale, **factors},
+                fidelity=self.fidelity,
+                algorithm=self.algorithm,
+            )
+        return found
 
     def demand(self, call: Call) -> Demand:
         """Return what *call* asks of the network.
@@ -232,8 +216,8 @@ class Network:
         key = (ranks, devices, None if scale is None else tuple(scale.items()))
         found = self._fabrics.get(key)
         if found is None:
-            rates, factors = self._rates(self._scale() if scale is None else scale)
-            found = _fabric_of(_Itself(self.cluster), ranks, devices, tuple(rates.items()), tuple(factors.items()))
+            places = fabrics.placement(self.cluster, ranks, devices)
+            found = fabrics.fabric(self.cluster, places, *self._rates(self._scale() if scale is None else scale))
             if scale is None:
                 later = self._later(found.inside)
                 net = self.cluster.interconnect.kind if self.cluster.interconnect is not None else ""
@@ -418,7 +402,7 @@ class Network:
             else 0.0,
         )
         choice = library.choice if library is not None else "fastest"
-        algorithms = _algorithms_of(kind, fabric.wiring, choice, self.algorithm)
+        algorithms = mpi.Algorithms(kind, fabric.wiring, choice, self.algorithm)
 
         def transfer(nbytes: float, wiring: Wiring | None, ranks: Numbers | None) -> Transfer:
             return transfers.of_mpi(nbytes, algorithms, messages, fabric, wiring, ranks)

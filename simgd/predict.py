@@ -156,6 +156,7 @@ class Machine:
         self.cluster = cluster
         self.profile = profile
         self.devices = devices
+        self._network = Network(cluster, profile)
         self._layers: dict[tuple[str, int, int, str], LayerCosts] = {}
         self._plans: dict[tuple[str, str, str], tuple[Schedule, Derived]] = {}
 
@@ -165,7 +166,9 @@ class Machine:
         if key not in self._layers:
             self._layers[key] = LayerCosts(job, self.profile)
         devices = self.devices[:ranks] if self.devices is not None else None
-        return Prices(job, self.cluster, self.profile, ranks, devices=devices, layers=self._layers[key])
+        return Prices(
+            job, self.cluster, self.profile, ranks, devices=devices, layers=self._layers[key], network=self._network
+        )
 
     def _planned(self, schedule: str | Schedule, prices: Prices, what_if: WhatIf) -> tuple[Schedule, Derived]:
         workload = prices.job.workload
@@ -183,6 +186,8 @@ class Machine:
 
     def network(self, fidelity: Fidelity = "collectives", algorithm: str = "") -> Network:
         """Return what collectives cost on this machine; by one *algorithm* only, if it is named."""
+        if (fidelity, algorithm) == ("collectives", ""):
+            return self._network
         return Network(self.cluster, self.profile, fidelity=fidelity, algorithm=algorithm)
 
     def study(self, schedule: str | Schedule, job: Job, ranks: int, what_if: WhatIf = AS_IT_IS) -> Studied:

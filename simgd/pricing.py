@@ -90,6 +90,7 @@ class Prices:
         *,
         devices: tuple[int, ...] | None = None,
         layers: LayerCosts | None = None,
+        network: Network | None = None,
     ) -> None:
         self.job = job
         self.cluster = cluster
@@ -97,7 +98,7 @@ class Prices:
         self.ranks = ranks
         self.devices = devices
         self.layers = layers or LayerCosts(job, profile)
-        self.network = Network(cluster, profile)
+        self.network = network or Network(cluster, profile)
         fabrics.placement(cluster, ranks, devices)  # refuses ranks that the cluster has no place for
         self.execution = profile.execution or _DEFAULT_EXECUTION
         self.path = "" if ranks == 1 else self.demand(1).path
@@ -140,7 +141,7 @@ class Prices:
 
     def price(self, schedule: Schedule, what_if: WhatIf = AS_IT_IS) -> Priced:
         """Return the costs of every op of *schedule*."""
-        network = Network(self.cluster, self.profile, what_if.links) if what_if.links else self.network
+        network = self.network.scaled(what_if.links)
         pricing = _Pricing(self, schedule, what_if, network)
         times = {op.name: pricing.op(op, first=place == 0) for place, op in enumerate(schedule.ops)}
         timing = Timing(

@@ -4,40 +4,32 @@ import numpy as np
 import pytest
 
 from simgd import algorithms, catalogue, fabrics
-from simgd.network import Call, Network
+from simgd.job import Job
+from simgd.network import Network
+from simgd.predict import Machine
 from simgd.wiring import Wiring
 
 DGX = catalogue.cluster("dgx-h100:2")
 PROFILE = catalogue.profile_for("dgx-h100:2", DGX, [])
 
 
-def test_networks_of_one_cluster_share_its_fabric():
-    assert Network(DGX, PROFILE).fabric(16).wiring is Network(DGX, PROFILE).fabric(16).wiring
+def test_all_ranks_and_schedules_of_a_machine_ask_one_network() -> None:
+    machine = Machine(DGX, PROFILE)
+    assert machine.network() is machine.network()
+    job = Job(workload=catalogue.workload("alexnet"), batch=8, tokens=0)
+    assert machine.prices(job, 16).network is machine.prices(job, 8).network is machine.network()
 
 
-def test_networks_of_one_what_if_share_its_fabric_and_it_is_another():
-    faster = [Network(DGX, PROFILE, {"nvlink": 2.0}).fabric(16) for _ in range(2)]
-    assert faster[0].wiring is faster[1].wiring
-    assert faster[0].wiring is not Network(DGX, PROFILE).fabric(16).wiring
-
-
-def test_a_what_if_is_what_it_is_for_whoever_asks_first():
-    # shared by mistake, the second would have the first one's rates
-    other = catalogue.cluster("dgx-h100:2")
-    doubled, usual = (Network(DGX, PROFILE, scale).fabric(8).ring_bytes_per_s for scale in ({"nvlink": 2.0}, {}))
-    again = [Network(other, PROFILE, scale).fabric(8).ring_bytes_per_s for scale in ({}, {"nvlink": 2.0})]
-    assert again == [usual, doubled]
-    assert doubled == pytest.approx(2 * usual)
-
-
-def test_networks_of_one_cluster_of_mpi_nodes_share_its_algorithms():
-    cluster = catalogue.cluster("xeon-edr")
-    profile = catalogue.profile_for("xeon-edr", cluster, [])
-    call = Call("all_reduce", 1000, 64)
-    named, fastest = (Network(cluster, profile, algorithm=name).demand(call) for name in ("ring", ""))
-    assert named.algorithm == "ring"
-    assert fastest.algorithm != "ring"
-    assert Network(cluster, profile).demand(call) == fastest
+def test_a_what_if_has_a_network_of_its_own_and_everybody_who_asks_for_it_the_same() -> None:
+    plain = Network(DGX, PROFILE)
+    faster = plain.scaled({"nvlink": 2.0})
+    assert plain.scaled({}) is plain
+    assert plain.scaled({"nvlink": 2.0}) is faster
+    assert faster.fabric(8).ring_bytes_per_s == pytest.approx(2 * plain.fabric(8).ring_bytes_per_s)
+    # factors multiply
+    assert faster.scaled({"nvlink": 3.0}).fabric(8).ring_bytes_per_s == pytest.approx(
+        6 * plain.fabric(8).ring_bytes_per_s
+    )
 
 
 def test_the_load_of_trees_at_once_is_the_sum_of_their_loads():
