@@ -43,7 +43,7 @@ def test_every_layer_has_a_time_in_both_directions_and_every_kind_a_fit(calibrat
     for entry in found.layers:
         assert list(entry.seconds) == sorted(["0", "2", "4", "6"], reverse=entry.direction == "backward")
         assert min(entry.seconds.values()) > 0
-    assert {fit.kind for fit in found.fits} == set(CollectiveKind.__args__)  # type: ignore[attr-defined]
+    assert {fit.kind for fit in found.fits} == set(ScheduledKind.__args__)  # type: ignore[attr-defined]
     reduce = next(fit for fit in found.fits if fit.kind == "all_reduce")
     # from 4 bytes of each of two ranks to 64 KiB, and the messages of the network between them
     assert reduce.range == (8, 2**16)
