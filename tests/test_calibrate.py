@@ -10,7 +10,7 @@ from calibration import beside, local, messages
 from calibration.messages import Key
 from executor.backends import loopback
 from simgd import cli, files
-from simgd.profile import ORIGINS, CollectiveKind, Execution, Profile
+from simgd.profile import ORIGINS, Execution, Profile, ScheduledKind
 
 # --- a whole calibration on real ranks ---------------------------------------------------------------------------
 
