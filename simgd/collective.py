@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 from rich.table import Table
 
 from simgd.collectives import bus_bytes_per_s
+from simgd.errors import ClusterError
 from simgd.files import Value
 from simgd.network import Call, Demand, Fidelity, Network
 from simgd.profile import CollectiveKind, Origin
@@ -63,6 +64,12 @@ def predicted(
 
 
 def _beside_s(network: Network, call: Call, jobs: Sequence[Job]) -> float:
+    taken = set(call.devices if call.devices is not None else range(call.ranks))
+    for job in jobs:
+        if job != "copies":
+            if both := sorted(taken & set(job)):
+                raise ClusterError(f"--beside: device {both[0]} is of two jobs; each needs devices of its own")
+            taken |= set(job)
     others = [Call(call.kind, call.nbytes, len(job), job) for job in jobs if job != "copies"]
     copies = [
         Copy(device, call.nbytes)

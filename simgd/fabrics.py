@@ -20,6 +20,9 @@ from simgd.rings import Ring
 from simgd.topology import NETWORK_KINDS, Cluster
 from simgd.wiring import Place, Reals, Wiring
 
+#: So many messages are routed at a time, which bounds the memory of an all-to-all.
+MOST_ROUTED = 2**18
+
 
 class Load(NamedTuple):
     """What a collective's messages ask of the links: seconds for each byte of the buffer, and how busy it keeps the
@@ -35,9 +38,10 @@ class Fabric:
     """What the links between some places offer to a collective.
 
     `ring_bytes_per_s` is the sum over all rings of the rate of one hop: the bus bandwidth of an endless message;
-    `tree_bytes_per_s` the rate at which an all-reduce's buffer passes its trees; `port_bytes_per_s` each device's rate
-    into NVSwitches, 0 without them. `inside` is the kind of link inside a node and `path` the kind that limits the
-    whole; `rings` lists the rings (or paths from NIC to NIC) of one node; `most` is the ranks of the fullest node.
+    `tree_bytes_per_s` the rate at which an all-reduce's buffer passes its trees; `message_bytes_per_s` what one message
+    alone reaches on the slowest hop; `port_bytes_per_s` each device's rate into NVSwitches, 0 without them. `inside` is
+    the kind of link inside a node and `path` the kind that limits the whole; `rings` lists the rings (or paths from NIC
+    to NIC) of one node; `most` is the ranks of the fullest node.
     `hops` counts the hops of one turn of a ring by kind, "net" for those between nodes; `net_extra_s` is what a hop
     between nodes takes beyond one switch in a network of several levels (of which `net_later_s` is due to longer cables
     than the library's constants speak of), `inside_extra_s` what one inside a node takes beyond these constants, where
@@ -50,6 +54,7 @@ class Fabric:
     nodes: int
     ring_bytes_per_s: float
     tree_bytes_per_s: float
+    message_bytes_per_s: float
     port_bytes_per_s: float
     inside: str
     path: str
@@ -141,6 +146,7 @@ def fabric(
     net_s = float(wiring.load_s(routes, np.where(far, hop.share, 0.0)).max()) if joined else 0.0
     near_s = float(wiring.load_s(routes, np.where(far, 0.0, hop.share)).max(initial=0.0))
     slowest = float(load.max(initial=0.0))
+    alone_s = float((routes.weight / wiring.capacity[routes.resource]).max(initial=0.0))
     kinds = list(dict.fromkeys(wiring.kind(int(resource)) for resource in _one_node(wiring, routes.resource)))
     path = found.inside.kind
     if joined and net_s >= near_s:
@@ -163,6 +169,7 @@ def fabric(
         nodes=wiring.hosts,
         ring_bytes_per_s=1 / slowest if slowest else float("inf"),
         tree_bytes_per_s=1 / tree.s_per_byte if tree.s_per_byte else float("inf"),
+        message_bytes_per_s=1 / alone_s if alone_s else float("inf"),
         port_bytes_per_s=port,
         inside=found.inside.kind,
         path=path,
@@ -203,8 +210,10 @@ def load_of(wiring: Wiring, parts: Sequence[tuple[Steps, float]], *, hosted: Num
         load = np.zeros(len(wiring.capacity))
         # part by part: the routes of a tree of 16,384 ranks take 7 MB, and there may be eight
         for pattern, (_, share) in zip(together, parts, strict=True):
-            routes = wiring.routes(pattern.source, pattern.target, hosted=hosted)
-            load += wiring.load_s(routes, pattern.bytes_share * share)
+            for begin in range(0, len(pattern.source), MOST_ROUTED):
+                these = slice(begin, begin + MOST_ROUTED)
+                routes = wiring.routes(pattern.source[these], pattern.target[these], hosted=hosted)
+                load += wiring.load_s(routes, pattern.bytes_share[these] * share)
         load *= together[0].repeat
         seconds += float(load.max(initial=0.0))
         busy += load

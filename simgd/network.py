@@ -391,7 +391,7 @@ class Network:
             origin = weakest("modelled", table.origin)
         else:
             start = ASSUMED_LATENCY_S + (2 * float(joint.latency) if joint is not None else 0.0)
-            points = [(0.0, start), (1e9, start + 1e9 / fabric.ring_bytes_per_s)]
+            points = [(0.0, start), (1e9, start + 1e9 / fabric.message_bytes_per_s)]
             origin = "assumed"
         messages = mpi.Messages(
             points=points,

@@ -34,6 +34,9 @@ from simgd.wiring import Reals, Wiring
 #: More flows than this are not simulated one by one.
 MOST_FLOWS = 50_000
 
+#: And more of them in one step are refused: they take half a minute and gigabytes.
+MOST_AT_ONCE = 300_000
+
 
 class Message(NamedTuple):
     """What a flow pays before it moves, and how fast it moves at most, in bytes a second."""
@@ -104,15 +107,30 @@ class Transfer:
         return found
 
     def stepwise_s(self) -> float:
-        """Return the time of the flows if each step begins when the one before has ended everywhere."""
+        """Return the time of the flows if each step begins when the one before has ended everywhere.
+
+        Where ranks send on what they receive, the hops' latencies add up along the longest way through the steps.
+
+        Raises ClusterError if one step alone is of more than `MOST_AT_ONCE` flows.
+        """
         seconds = 0.0
         for together in zip(*(self._patterns(steps) for steps, _ in self.parts), strict=True):
-            one = [
-                replace(flow, start_s=0.0)
+            at_once = sum(len(pattern.source) for pattern, _ in together)
+            if at_once > MOST_AT_ONCE:
+                raise ClusterError(
+                    f"{at_once} flows at once; at most {MOST_AT_ONCE} are simulated; one cost by steps (--fidelity collectives) needs none"
+                )
+            ways = [
+                (pattern, [replace(flow, start_s=0.0) for flow in self._one(pattern, share, adds)])
                 for (pattern, adds), (_, share) in zip(together, self.parts, strict=True)
-                for flow in self._one(pattern, share, adds)
             ]
-            seconds += together[0][0].repeat * max(ends(one, self.wiring.capacity.tolist()), default=0.0)
+            repeat, capacity = together[0][0].repeat, self.wiring.capacity.tolist()
+            if self.waits_for_sends or self.pipelined:
+                seconds += repeat * max(ends([flow for _, one in ways for flow in one], capacity), default=0.0)
+            else:
+                moving = [replace(flow, latency_s=0.0) for _, one in ways for flow in one]
+                seconds += repeat * max(ends(moving, capacity), default=0.0)
+                seconds += max(_along(pattern, [flow.latency_s for flow in one]) for pattern, one in ways)
         return seconds
 
     def _patterns(self, steps: Steps) -> Iterable[tuple[Pattern, bool]]:
@@ -168,6 +186,28 @@ class Transfer:
             self.message(float(size), bool(away), int(more), adds)
             for size, away, more in zip(nbytes, far, beyond, strict=True)
         ]
+
+
+def _along(pattern: Pattern, latencies_s: Sequence[float]) -> float:
+    """Return the largest sum of latencies along as many hops in a row as the pattern has repeats.
+
+    >>> ring = Pattern(np.array([0, 1, 2]), np.array([1, 2, 0]), np.ones(3), 2, 1, False)
+    >>> _along(ring, [1.0, 1.0, 5.0])
+    6.0
+    """
+    if not len(pattern.source):
+        return 0.0
+    number = {source: at for at, source in enumerate(pattern.source.tolist())}
+    if len(number) < len(pattern.source) or any(target not in number for target in pattern.target.tolist()):
+        return pattern.repeat * max(latencies_s)
+    # hop by hop, doubling the length of what is known: the sum over so many hops, and the hop after them
+    following = np.array([number[target] for target in pattern.target.tolist()])
+    sums, whole, at, left = np.array(latencies_s), np.zeros(len(number)), np.arange(len(number)), pattern.repeat
+    while left:
+        if left % 2:
+            whole, at = whole + sums[at], following[at]
+        sums, following, left = sums + sums[following], following[following], left // 2
+    return float(whole.max())
 
 
 class Copy(NamedTuple):

@@ -3,6 +3,7 @@
 import msgspec
 import numpy as np
 import pytest
+from graphs import GPU, cluster, link
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -10,7 +11,7 @@ from simgd import catalogue, transfers
 from simgd.algorithms import all_reduce
 from simgd.errors import ClusterError
 from simgd.network import Call, Network
-from simgd.profile import CollectiveKind
+from simgd.profile import CollectiveKind, Profile
 from simgd.transfers import Copy, Message, Transfer
 from simgd.wiring import Place, Wiring
 
@@ -189,3 +190,31 @@ def test_a_copy_needs_a_host() -> None:
     cluster = catalogue.cluster("xeon-edr")
     with pytest.raises(ClusterError, match="cpu reaches no socket, and so no host's memory"):
         transfers.copied(Wiring(cluster, [Place(0, 0)], {}, {}), 0, Copy(0, 1.0))
+
+
+@pytest.mark.parametrize("nodes", [7, 8, 16])
+def test_a_ring_over_nodes_costs_the_same_whether_flow_by_flow_or_step_by_step(nodes: int) -> None:
+    # 7 nodes of 8 GPUs are 49,280 flows with 8 channels, and simulated one by one; more are taken step by step
+    whole, flows = (
+        Network(network.cluster, network.profile, fidelity=network.fidelity, algorithm="ring/LL")
+        for network in networks(f"dgx-h100:{nodes}")
+    )
+    call = Call("all_reduce", 8, 8 * nodes)
+    assert flows.demand(call).solo_s == pytest.approx(whole.demand(call).solo_s, rel=0.05)
+
+
+def test_a_step_of_too_many_flows_is_refused_in_one_line() -> None:
+    _, flows = networks("dgx-h100:128")
+    with pytest.raises(ClusterError, match="1047552 flows at once; at most 300000 are simulated; one cost by steps"):
+        flows.demand(Call("all_to_all", MIB, 1024))
+
+
+@pytest.mark.parametrize(("duplex", "times"), [("full", 1), ("half", 2)])
+def test_without_a_known_library_a_shared_cable_is_counted_once(duplex: str, times: int) -> None:
+    # 1 GiB over a cable of 1 GB/s, of which 0.8 are taken: one way at a time, or both at once
+    cpu = msgspec.structs.replace(GPU, kind="cpu")
+    hosts = cluster(link("Ag0-Bg0", 1e9, duplex=duplex), device=cpu)
+    for fidelity in ("collectives", "flows"):
+        network = Network(hosts, Profile(name="none", cluster=hosts), fidelity=fidelity)
+        assert network.seconds("push", 2**30, 2) == pytest.approx(2**30 / 0.8e9, rel=0.01)
+        assert network.seconds("exchange", 2**30, 2) == pytest.approx(times * 2**30 / 0.8e9, rel=0.01)
