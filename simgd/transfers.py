@@ -118,7 +118,8 @@ class Transfer:
             at_once = sum(len(pattern.source) for pattern, _ in together)
             if at_once > MOST_AT_ONCE:
                 raise ClusterError(
-                    f"{at_once} flows at once; at most {MOST_AT_ONCE} are simulated; one cost by steps (--fidelity collectives) needs none"
+                    f"{at_once} flows at once; at most {MOST_AT_ONCE} are simulated; one cost by steps (--fidelity "
+                    "collectives) needs none"
                 )
             ways = [
                 (pattern, [replace(flow, start_s=0.0) for flow in self._one(pattern, share, adds)])

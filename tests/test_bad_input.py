@@ -132,6 +132,12 @@ ARGUMENTS = {
     "run async_layerwise:auto --workload mlp --steps 2": "its delays depend on costs; give --profile",
     # sizes
     f"collective all_reduce {ON} --sizes 8Q": "'8Q' is not a size",
+    f"collective all_reduce {ON} --algorithm rung": "algorithm of all_reduce 'rung' is unknown; it is one of ",
+    f"collective all_reduce {ON} --fidelity flow": "fidelity 'flow' is unknown; did you mean 'flows'?",
+    "collective all_reduce --on dgx1-p100 --devices 0,1 --beside 1,2": "--beside: device 1 is of two jobs",
+    "collective all_reduce --on dgx1-p100 --devices 0,1 --beside 2,2": "device 2 is listed twice",
+    "collective all_reduce --on dgx1-p100 --devices 0,1 --beside 2,8": "device 8 is unknown; they are 0 to 7",
+    "collective all_reduce --on dgx1-p100 --devices 0,1 --beside x": "--beside 'x': 'x' is not a whole number",
     f"collective all_reduce {ON} --sizes 8B:4B:x2": "does not grow from a size above 0",
     f"collective all_reduce {ON} --sizes 1B:1GB:x1.0000001": "has more than 10000 sizes",
     # outputs
