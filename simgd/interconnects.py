@@ -133,6 +133,33 @@ class Net:
         flow = np.concatenate([flow for flow, _ in found])
         return Routes(flow, np.concatenate([resource for _, resource in found]), np.ones(len(flow)))
 
+    def exchanged(self, nodes: Numbers, traffic: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Return the bytes on each resource when each of *nodes* sends ``traffic[a, b]`` bytes from its NIC a to NIC b
+        of every other one.
+
+        What the lowest switches exchange is summed first: under adaptive routing, which this needs, only that counts.
+        """
+        nic = nodes[:, None] * self.nics + np.arange(self.nics)
+        leaves, first, label = np.unique(self.leaf(nic), return_index=True, return_inverse=True)
+        label = label.reshape(nic.shape)
+        many = len(leaves)
+        held = np.stack([np.bincount(label[:, at], minlength=many) for at in range(self.nics)], axis=1)
+        between = held @ traffic @ held.T
+        for a, b in zip(*np.nonzero(traffic), strict=True):
+            # a node sends itself nothing
+            own = np.bincount(label[:, a] * many + label[:, b], minlength=many**2)
+            between -= traffic[a, b] * own.reshape(many, many)
+        np.fill_diagonal(between, 0.0)
+        one, other = np.nonzero(between > 0)
+        found = self.routes(nic.ravel()[first[one]], nic.ravel()[first[other]])
+        switched = found.resource >= self.first[2]
+        carried = np.bincount(
+            found.resource[switched], between[one, other][found.flow[switched]], len(self.cables)
+        ).astype(float)
+        for at, sides in ((0, traffic.sum(axis=1)), (1, traffic.sum(axis=0))):
+            carried[self.first[at] + nic] = (len(nodes) - 1) * sides
+        return carried
+
     def name(self, resource: int) -> str:
         """Return what a resource is called in reports."""
         sort = int(np.searchsorted(self.first, resource, side="right")) - 1

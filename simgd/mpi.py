@@ -19,8 +19,9 @@ What it leaves out
 
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -63,6 +64,9 @@ OPEN_MPI_ALL_REDUCE: tuple[tuple[float, tuple[tuple[float, str], ...]], ...] = (
     (math.inf, ((2048, _DOUBLING), (16384, _RING), (32768, _DOUBLING), (math.inf, _RABENSEIFNER))),
 )
 
+#: Of an algorithm with more steps (a pairwise all-to-all) so many are looked at, each for its neighbours.
+MOST_STEPS = 1024
+
 #: MPICH's longest all-reduce by recursive doubling.
 MPICH_SHORT_BYTES = 2048
 
@@ -83,15 +87,23 @@ class Round(NamedTuple):
 def rounds(wiring: Wiring, steps: Steps) -> tuple[Round, ...]:
     """Return the rounds of an algorithm between the ranks of *wiring*; of a pipelined step as many as it has hops."""
     found: dict[Round, int] = {}
-    for step in steps.steps:
+    for step, alike in _sampled(steps):
         if not len(step.source):
             continue
         share = float(step.count.max()) * steps.block_share
         switches = max(0, int(wiring.switches(step.source, step.target).max()) - 1)
         adds = float(np.bincount(step.target, step.count).max() / step.count.max()) if step.reduce else 0.0
         one = Round(1, share, _stretch(wiring, step), switches, adds)
-        found[one] = found.get(one, 0) + step.repeat * step.hops
+        found[one] = found.get(one, 0) + alike * step.repeat * step.hops
     return tuple(one._replace(repeat=repeat) for one, repeat in found.items())
+
+
+def _sampled(steps: Steps) -> Iterator[tuple[Step, int]]:
+    """Yield steps, each with the number of steps that it stands for: every one, or `MOST_STEPS` of many."""
+    many = len(steps.steps)
+    edges = [many * at // min(many, MOST_STEPS) for at in range(min(many, MOST_STEPS) + 1)]
+    for first, end in pairwise(edges):
+        yield steps.steps[(first + end) // 2], end - first
 
 
 def _stretch(wiring: Wiring, step: Step) -> float:

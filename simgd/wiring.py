@@ -120,19 +120,45 @@ class Wiring:
             self._inside(out, which, self.node[source]),
             self._inside(into, which, self.node[target]),
         ]
-        # A message stays on its rail where the other side has that NIC as near.
-        if dict(out.nics).keys() == dict(into.nics).keys():
-            pairs = [(nic, nic, share) for nic, share in out.nics]
-        else:
-            pairs = [(one, other, share * part) for one, share in out.nics for other, part in into.nics]
         base = len(self.nodes) * self.size
         nics = self.net.nics
-        for one, other, share in pairs:
+        for one, other, share in _gates(out, into):
             crossed = self.net.routes(
                 self.nodes[self.node[source]] * nics + one, self.nodes[self.node[target]] * nics + other
             )
             found.append(Routes(which[crossed.flow], base + crossed.resource, share * crossed.weight))
         return found
+
+    @property
+    def is_even(self) -> bool:
+        """Say whether every node holds the same devices, and the network between them spreads messages."""
+        devices = self.device[np.lexsort((self.device, self.node))]
+        many, rest = divmod(len(devices), len(self.nodes))
+        alike = (
+            not rest and (np.bincount(self.node) == many).all() and (devices.reshape(-1, many) == devices[:many]).all()
+        )
+        return bool(alike) and (self.net is None or self.net.spread)
+
+    def all_pairs_s(self) -> Reals:
+        """Return how long each resource is busy when every rank sends one byte to every other, where nodes are even."""
+        nodes, devices = len(self.nodes), [self.cluster.devices[at] for at in np.unique(self.device)]
+        carried = np.zeros(self.size)
+        for a in devices:
+            ways = [(self.inside.between(a, b), 1) for b in devices if b != a]
+            if nodes > 1:
+                far = (nodes - 1) * len(devices)
+                ways += [(self.inside.out(a), far), (self.inside.into(a), far)]
+            for way, nbytes in ways:
+                carried[list(way.resources)] += nbytes * np.array(way.weights)
+        found = np.tile(carried, nodes)
+        if self.net is not None:
+            traffic = np.zeros((self.net.nics, self.net.nics))
+            for a in devices:
+                for b in devices:
+                    for one, other, share in _gates(self.inside.out(a), self.inside.into(b)):
+                        traffic[one, other] += share
+            found = np.concatenate([found, self.net.exchanged(self.nodes, traffic)])
+        return found / self.capacity
 
     def switches(self, source: Numbers, target: Numbers) -> Numbers:
         """Return how many switches of the network the messages cross, 0 inside a node."""
@@ -203,3 +229,10 @@ def _alike(codes: Numbers, which: Numbers) -> Iterator[tuple[int, Numbers]]:
     order = which[np.argsort(codes[which], kind="stable")]
     found, starts = np.unique(codes[order], return_index=True)
     yield from zip(found.tolist(), np.split(order, starts[1:]), strict=False)
+
+
+def _gates(out: Way, into: Way) -> list[tuple[int, int, float]]:
+    """Return the NICs by which messages leave and enter, with shares: on one rail where both sides have it as near."""
+    if dict(out.nics).keys() == dict(into.nics).keys():
+        return [(nic, nic, share) for nic, share in out.nics]
+    return [(one, other, share * part) for one, share in out.nics for other, part in into.nics]

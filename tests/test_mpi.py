@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from simgd import catalogue
 from simgd.collectives import Cost, bus_share
 from simgd.errors import UnknownNameError
 from simgd.mpi import USED, Algorithms, Messages, interpolated, mpich, open_mpi
@@ -419,3 +420,11 @@ def test_a_table_is_linear_between_points_and_keeps_its_last_slope() -> None:
     assert [interpolated(table, size) for size in (0, 5, 10, 15, 20, 30)] == [1.0, 1.5, 2.0, 4.0, 6.0, 10.0]
     assert interpolated(((8.0, 1.0), (16.0, 2.0)), 1) == 1.0
     assert interpolated(((8.0, 1.0),), 100) == 1.0
+
+
+def test_of_thousands_of_alike_steps_some_stand_for_their_neighbours() -> None:
+    # 2,999 steps of a pairwise all-to-all of 3,000 ranks: 1,024 are looked at, and all are counted
+    wiring = Wiring(catalogue.cluster("xeon-edr"), [Place(rank, 0) for rank in range(3000)], {}, {})
+    found = Algorithms("all_to_all", wiring)
+    assert sum(one.repeat for one in found.rounds["pairwise"]) == 2999
+    assert {one.share for one in found.rounds["pairwise"]} == {1 / 3000}

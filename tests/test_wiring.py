@@ -3,6 +3,7 @@
 from pathlib import Path
 from random import Random
 
+import msgspec
 import numpy as np
 import pytest
 from graphs import ONES, cluster, everywhere, flat, joint, link
@@ -268,3 +269,43 @@ def test_loads_of_messages_add_up(made: tuple[Cluster, Random]) -> None:
     ]
     assert whole == pytest.approx(sum(parts))
     assert len(wiring.capacity) == len({wiring.name(resource) for resource in range(len(wiring.capacity))})
+
+
+# --- all pairs at once -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "nodes", "network"),
+    [
+        ("dgx1-p100", 1, {}),
+        ("dgx-a100", 3, {}),
+        ("pcie-box", 2, {}),
+        ("dgx1-v100", 24, {"ports": 8}),
+        ("dgx1-v100", 24, {"ports": 8, "oversubscription": 3.0}),
+        ("dgx1-v100", 24, {"ports": 8, "rails": "joined"}),
+        ("dgx1-v100", 24, {"ports": 8, "topology": "dragonfly"}),
+        ("dgx1-v100", 24, {"ports": 8, "topology": "dragonfly", "group": 8, "rails": "joined"}),
+        ("dgx-h100", 9, {"ports": 4}),
+    ],
+)
+def test_all_pairs_load_every_link_as_their_messages_one_by_one_do(
+    name: str, nodes: int, network: dict[str, object]
+) -> None:
+    one = shipped(name, nodes)
+    assert one.interconnect is not None
+    of = wired(msgspec.structs.replace(one, interconnect=msgspec.structs.replace(one.interconnect, **network)))
+    ranks = len(of.device)
+    source, target = np.divmod(np.arange(ranks**2), ranks)
+    other = source != target
+    messages = of.routes(source[other], target[other])
+    assert of.is_even
+    np.testing.assert_allclose(of.all_pairs_s(), of.load_s(messages, np.ones(other.sum())), rtol=1e-9, atol=1e-18)
+
+
+def test_nodes_are_even_only_with_the_same_devices_and_messages_that_spread() -> None:
+    two = shipped("dgx-a100", 2)
+    assert wired(two).is_even
+    assert wired(two, [Place(0, 1), Place(1, 1)]).is_even
+    assert not wired(two, [Place(0, 1), Place(1, 2)]).is_even
+    assert not wired(two, [Place(0, 1), Place(0, 2), Place(1, 1)]).is_even
+    assert not wired(msgspec.structs.replace(two, routing="static")).is_even
