@@ -133,7 +133,7 @@ def explain(
 
         last = found[-1]
         title = f"{last.workload}, {last.schedule}, {last.ranks} ranks of {last.cluster}: links while collectives run"
-        figures.topology(machine.cluster, plot, loads=library.directed(last.links), title=title)
+        figures.topology(machine.cluster, plot, loads=library.directed(last.links, machine.cluster), title=title)
     if json:
         _print_json({"explanations": found})
     else:

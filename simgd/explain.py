@@ -109,13 +109,15 @@ def link_uses(study: Studied) -> tuple[LinkUse, ...]:
     )
 
 
-def directed(links: Sequence[LinkUse]) -> dict[tuple[str, str], float]:
-    """Return how busy each direction of each link is while collectives run, by the vertices at its ends."""
+def directed(links: Sequence[LinkUse], cluster: Cluster) -> dict[tuple[str, str], float]:
+    """Return how busy each direction of each link of *cluster* is while collectives run, by its ends."""
+    # a vertex may have a dash in its name
+    both_ways = {"-".join(link.ends): link.ends for link in cluster.links}
     found: dict[tuple[str, str], float] = {}
     for use in links:
         a, arrow, b = use.link.partition(">")
         if not arrow:
-            a, _, b = use.link.partition("-")
+            a, b = both_ways[use.link]
             found[b, a] = use.busy_in_collectives
         found[a, b] = use.busy_in_collectives
     return found

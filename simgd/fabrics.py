@@ -80,13 +80,7 @@ class Fabric:
             busy_s = self.wiring.all_pairs_s() / self.ranks
             seconds = float(busy_s.max())
             return Load(seconds, self.wiring.folded(busy_s / seconds))
-        steps = {
-            "all_to_all": algorithms.all_to_all.direct,
-            "exchange": algorithms.all_to_all.exchange,
-            "push": algorithms.servers.push,
-            "pull": algorithms.servers.pull,
-        }[kind](algorithms.workers(kind, self.ranks))
-        return load_of(self.wiring, [(steps, 1.0)])
+        return load_of(self.wiring, [(algorithms.at_once(kind, self.ranks), 1.0)])
 
 
 def resized(cluster: Cluster, nodes: int) -> Cluster:
@@ -229,11 +223,7 @@ def _switched(wiring: Wiring, found: Channels) -> dict[tuple[str, str], Load]:
     """Return what collectives ask of the links whose sums the NVSwitches make."""
     ranks = len(wiring.device)
     if wiring.hosts == 1:
-        made = {
-            "all_reduce": algorithms.all_reduce.nvls(ranks),
-            "reduce_scatter": algorithms.reduce_scatter.nvls(ranks),
-            "all_gather": algorithms.all_gather.nvls(ranks),
-        }
+        made = {kind: known["nvls"](ranks) for kind, known in algorithms.ALGORITHMS.items() if "nvls" in known}
         return {(kind, "nvls"): load_of(wiring, [(steps, 1.0)]) for kind, steps in made.items()}
     if (found.sizes != found.sizes[0]).any():
         return {}

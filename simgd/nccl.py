@@ -186,7 +186,7 @@ def _ring(kind: CollectiveKind, fabric: Fabric, library: Library, protocol: Prot
     turns = 2 if kind == "all_reduce" else 1
     steps = turns * (ranks - 1)
     crossing = turns * (nodes - 1)
-    inside_us = max(0.0, _hop(protocol, fabric.inside)[0] + 1e6 * fabric.inside_extra_s)
+    inside_us = _inside_us(_hop(protocol, fabric.inside)[0], fabric)
     # With one rank a node nothing hides the network's latency: NCCL takes a tree's hop (tuning.cc, v2.28). Simple's two
     # are equal there; before, the tree's was that of a chunk, which a ring's step does not wait for.
     exposed = fabric.most == 1 and protocol.name != "Simple"
@@ -218,9 +218,9 @@ def _tree(fabric: Fabric, library: Library, protocol: Protocol) -> Candidate:
     NCCL itself expects half of a ring's rate on one node, though a chain may use both directions of every link.
     """
     nodes = fabric.nodes
-    inside_us = max(0.0, _hop(protocol, fabric.inside)[1] + 1e6 * fabric.inside_extra_s)
+    inside_us = _inside_us(_hop(protocol, fabric.inside)[1], fabric)
     net_us = _hop(protocol, "net")[1] + 1e6 * fabric.net_extra_s
-    levels = math.ceil(math.log2(nodes)) if nodes > 1 else 0
+    levels = math.ceil(math.log2(nodes))
     latency_us = protocol.base_tree_us + 2 * ((fabric.most - 1) * inside_us + levels * net_us)
     share = TREE_SHARE * (TREE_LL_SHARE if protocol.name == "LL" else protocol.efficiency)
     if protocol.name == "LL128":
@@ -254,8 +254,8 @@ def _nvls(kind: CollectiveKind, fabric: Fabric, library: Library, protocol: Prot
         return []
     plain = next((other for other in library.protocols if other.name == "Simple"), protocol)
     net_us = _hop(protocol if "net" in protocol.hop_us else plain, "net")[1] + 1e6 * fabric.net_extra_s
-    levels = math.ceil(math.log2(fabric.nodes)) if fabric.nodes > 1 else 0
-    inside_us = max(0.0, _hop(protocol, "nvlink")[0] + 1e6 * fabric.inside_extra_s)
+    levels = math.ceil(math.log2(fabric.nodes))
+    inside_us = _inside_us(_hop(protocol, "nvlink")[0], fabric)
     latency_us = protocol.base_ring_us + inside_us + 2 * levels * net_us
     simple = _hop(plain, "nvlink")[0] if plain is not protocol else 0.0
     # a device's port carries what others read of it and, for an all-reduce, its own part of the sum
@@ -265,7 +265,7 @@ def _nvls(kind: CollectiveKind, fabric: Fabric, library: Library, protocol: Prot
             name,
             1e-6 * latency_us,
             max(port_s / protocol.efficiency, offered.s_per_byte),
-            round_s=1e-6 * max(0.0, simple + 1e6 * fabric.inside_extra_s),
+            round_s=1e-6 * _inside_us(simple, fabric),
             round_bytes=library.nvls_channels * fabric.most * NVLS_CHUNK,
             base_s=1e-6 * (protocol.base_ring_us + inside_us),
             hops_s=(0.0, 1e-6 * net_us),
@@ -293,6 +293,11 @@ def _direct(kind: CollectiveKind, fabric: Fabric, protocol: Protocol) -> Candida
 def _hop(protocol: Protocol, kind: str) -> tuple[float, float]:
     """Return the latency of a hop in a ring and in a tree; kinds of links that NCCL has no number for are as PCIe."""
     return protocol.hop_us.get(kind) or protocol.hop_us.get("pcie") or next(iter(protocol.hop_us.values()), (0.0, 0.0))
+
+
+def _inside_us(hop_us: float, fabric: Fabric) -> float:
+    """Return a hop inside a node, where its links may be longer than the library's constants speak of."""
+    return max(0.0, hop_us + 1e6 * fabric.inside_extra_s)
 
 
 def _of_nodes(rates: Sequence[float], nodes: int) -> float:

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from simgd import algorithms, nccl
-from simgd.algorithms import ALGORITHMS, Pattern, Steps, all_gather, all_reduce, broadcast, reduce_scatter, workers
+from simgd.algorithms import ALGORITHMS, Pattern, Steps, all_gather, all_reduce, broadcast, reduce_scatter
 from simgd.collectives import bus_share
 from simgd.errors import ClusterError
 from simgd.fabrics import Fabric
@@ -314,12 +314,11 @@ def _parts(kind: CollectiveKind, name: str, fabric: Fabric) -> tuple[tuple[Steps
         case "tree":
             return tuple((all_reduce.tree(groups), share) for groups, share in found.grouped())
         case "nvls":
-            made = {"all_reduce": all_reduce.nvls, "reduce_scatter": reduce_scatter.nvls, "all_gather": all_gather.nvls}
-            return ((made[kind](ranks), 1.0),)
+            return ((ALGORITHMS[kind]["nvls"](ranks), 1.0),)
         case "nvls tree":
-            return ((all_reduce.nvls_tree(found.grouped()[0][0]), 1.0),)
+            return ((all_reduce.nvls_tree(found.first_groups()), 1.0),)
         case _:
-            return ((ALGORITHMS[kind]["pairs" if kind == "exchange" else "direct"](workers(kind, ranks)), 1.0),)
+            return ((algorithms.at_once(kind, ranks), 1.0),)
 
 
 def of_mpi(

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from simgd.algorithms import (
     ALGORITHMS,
-    Kind,
     Pattern,
     Step,
     Steps,
@@ -27,6 +26,7 @@ from simgd.algorithms import (
 )
 from simgd.algorithms.steps import MOST_TRANSFERS
 from simgd.errors import ClusterError, UnknownNameError
+from simgd.profile import CollectiveKind
 
 Buffers = NDArray[np.int64]  # one row for each participant, one number for each block
 
@@ -117,7 +117,7 @@ def check(algorithm: Steps, first: int = 0) -> None:
 
 
 @pytest.mark.parametrize(("kind", "name"), NAMED)
-def test_every_rank_ends_with_what_the_kind_promises(kind: Kind, name: str) -> None:
+def test_every_rank_ends_with_what_the_kind_promises(kind: CollectiveKind, name: str) -> None:
     for ranks in SIZES:
         made = ALGORITHMS[kind][name](ranks)
         assert (made.kind, made.algorithm, made.ranks) == (kind, name, ranks)
@@ -180,7 +180,7 @@ def test_servers_share_the_blocks(workers: int, count: int) -> None:
 
 
 @pytest.mark.parametrize(("kind", "name"), NAMED)
-def test_what_is_sent_is_received_and_patterns_hold_all_of_it(kind: Kind, name: str) -> None:
+def test_what_is_sent_is_received_and_patterns_hold_all_of_it(kind: CollectiveKind, name: str) -> None:
     for ranks in SIZES:
         made = ALGORITHMS[kind][name](ranks)
         sent, received = volume(made)
@@ -192,7 +192,7 @@ def test_what_is_sent_is_received_and_patterns_hold_all_of_it(kind: Kind, name: 
 
 
 @pytest.mark.parametrize(("kind", "name"), ONE_PORT)
-def test_in_a_step_a_rank_sends_to_one_and_gets_from_one(kind: Kind, name: str) -> None:
+def test_in_a_step_a_rank_sends_to_one_and_gets_from_one(kind: CollectiveKind, name: str) -> None:
     for ranks in SIZES:
         for step in ALGORITHMS[kind][name](ranks).steps:
             assert not step.pipelined
@@ -423,13 +423,13 @@ def test_steps_cannot_be_written_to() -> None:
 
 
 @pytest.mark.parametrize(("kind", "name"), [pair for pair in NAMED if pair[0] not in ("push", "pull")])
-def test_one_rank_has_nothing_to_do(kind: Kind, name: str) -> None:
+def test_one_rank_has_nothing_to_do(kind: CollectiveKind, name: str) -> None:
     assert len(ALGORITHMS[kind][name](1).steps) == 0
 
 
 @pytest.mark.parametrize(("kind", "name"), NAMED)
 @pytest.mark.parametrize("ranks", [0, -1])
-def test_no_ranks_are_refused(kind: Kind, name: str, ranks: int) -> None:
+def test_no_ranks_are_refused(kind: CollectiveKind, name: str, ranks: int) -> None:
     with pytest.raises(ClusterError, match=f"^collective of {ranks} ranks: there must be at least 1$"):
         ALGORITHMS[kind][name](ranks)
 

@@ -1,9 +1,11 @@
 """An explanation names the exact critical cycle, and what each resource made 10 % better would change."""
 
+import graphs
+import msgspec
 import pytest
 
 from simgd import catalogue
-from simgd.explain import BETTER, binding_links, explain
+from simgd.explain import BETTER, LinkUse, binding_links, directed, explain
 from simgd.job import job
 from simgd.predict import Machine, predict
 from simgd.profile import Host
@@ -106,3 +108,26 @@ def test_without_host_costs_no_host_is_tried_or_it_changes_nothing():
     found = explain(machine.study("layerwise", job(catalogue.workload("mlp")), 8))
     assert all(change.gain == 0 for change in found.changes if change.resource.startswith("host"))
     assert "host" not in found.shares or found.shares["host"] == 0
+
+
+def test_busy_links_are_given_by_their_ends_whatever_dashes_are_in_their_names():
+    ends = ("pod-1/gpu", "pod-1/pcie-0")
+    lab = graphs.cluster("g0-p0")
+    lab = msgspec.structs.replace(
+        lab,
+        vertices={ends[0]: "device", ends[1]: "pcie_switch"},
+        links=(msgspec.structs.replace(lab.links[0], ends=ends, duplex="half"),),
+    )
+    both = LinkUse(link="-".join(ends), busy=0.1, busy_in_collectives=0.5)
+    out = LinkUse(link="nic-0>network", busy=0.1, busy_in_collectives=0.25)
+    assert directed([both, out], lab) == {ends: 0.5, ends[::-1]: 0.5, ("nic-0", "network"): 0.25}
+
+
+def test_rings_keep_all_32_directions_of_a_dgx1s_nvlinks_alike_busy_and_nothing_else():
+    found = explained("dgx1-p100", "alexnet", 8, "sync").links
+    assert len(found) == 32
+    assert all(use.link.startswith("gpu") and ">gpu" in use.link for use in found)
+    busiest = found[0]
+    assert all(use.busy == pytest.approx(busiest.busy) for use in found)
+    assert 0 < busiest.busy < busiest.busy_in_collectives < 1
+    assert explained("dgx1-p100", "alexnet", 1, "sync").links == ()

@@ -28,17 +28,18 @@ Sanders, Speck, Traeff 2009 and NCCL's src/graph/trees.cc (two trees).
 from collections.abc import Callable
 
 from simgd.algorithms import all_gather, all_reduce, all_to_all, broadcast, reduce_scatter, servers
-from simgd.algorithms.steps import Kind, Pattern, Step, Steps, patterns, volume
+from simgd.algorithms.steps import Pattern, Step, Steps, patterns, volume
+from simgd.profile import CollectiveKind
 
 __all__ = [
     "ALGORITHMS",
-    "Kind",
     "Pattern",
     "Step",
     "Steps",
     "all_gather",
     "all_reduce",
     "all_to_all",
+    "at_once",
     "broadcast",
     "patterns",
     "reduce_scatter",
@@ -48,13 +49,13 @@ __all__ = [
 ]
 
 
-def workers(kind: Kind, ranks: int) -> int:
+def workers(kind: CollectiveKind, ranks: int) -> int:
     """Return how many of *ranks* an algorithm is made for: of a push or pull the last rank is the server."""
     return ranks - 1 if kind in ("push", "pull") else ranks
 
 
 #: The algorithms that need no more than the number of ranks, by kind and name.
-ALGORITHMS: dict[Kind, dict[str, Callable[[int], Steps]]] = {
+ALGORITHMS: dict[CollectiveKind, dict[str, Callable[[int], Steps]]] = {
     "all_reduce": all_reduce.BY_NAME,
     "reduce_scatter": reduce_scatter.BY_NAME,
     "all_gather": all_gather.BY_NAME,
@@ -64,3 +65,8 @@ ALGORITHMS: dict[Kind, dict[str, Callable[[int], Steps]]] = {
     "push": {"direct": servers.push},
     "pull": {"direct": servers.pull},
 }
+
+
+def at_once(kind: CollectiveKind, ranks: int) -> Steps:
+    """Return the steps of an all-to-all, exchange, push or pull whose messages all go straight to where they belong."""
+    return ALGORITHMS[kind]["pairs" if kind == "exchange" else "direct"](workers(kind, ranks))

@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from simgd.errors import ClusterError
+from simgd.profile import CollectiveKind
 
-Kind = Literal["all_reduce", "reduce_scatter", "all_gather", "broadcast", "all_to_all", "exchange", "push", "pull"]
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Group = Sequence[int] | Ints
@@ -47,7 +47,7 @@ class Steps:
     """
 
     algorithm: str
-    kind: Kind
+    kind: CollectiveKind
     ranks: int
     participants: int  #: the ranks, then NVSwitches or servers
     blocks: int
@@ -158,7 +158,7 @@ def send(
 
 def whole(
     algorithm: str,
-    kind: Kind,
+    kind: CollectiveKind,
     ranks: int,
     blocks: int,
     steps: Iterable[Step],

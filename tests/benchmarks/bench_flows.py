@@ -7,9 +7,10 @@ counts little.
 """
 
 import random
-import statistics
 import time
 from collections.abc import Callable, Sequence
+
+import bench_predict
 
 from simgd import flows as engine
 from simgd.flows import Flow, ends, fair_rates
@@ -24,13 +25,7 @@ CABLE, TRUNK = 50e9, 100e9
 
 def median_s(work: Callable[[], object]) -> float:
     """Return the median processor time of *work* after one run that is not counted."""
-    work()
-    times = []
-    for _ in range(RUNS):
-        start = time.process_time()
-        work()
-        times.append(time.process_time() - start)
-    return statistics.median(times)
+    return bench_predict.median_s(work, RUNS, time.process_time)
 
 
 def steps(hosts: int, count: int) -> Case:

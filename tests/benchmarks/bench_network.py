@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 import bench_flows
 import simgrid_all_reduce
-from bench_predict import yardstick
+from bench_predict import median_s, yardstick
 
 from simgd import catalogue
 from simgd.flows import Flow, ends
@@ -69,13 +69,7 @@ class Ran(NamedTuple):
 
 def timed(work: Callable[[], object], runs: int = RUNS) -> Ran:
     """Return the median wall time of *work* after one run that is not counted."""
-    work()
-    times = []
-    for _ in range(runs):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return Ran(statistics.median(times))
+    return Ran(median_s(work, runs))
 
 
 def process(arguments: Sequence[str]) -> Ran:
